@@ -1,0 +1,44 @@
+"""The straight path: identities of METHOD.md's conventions, at every rank and dtype."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from soarflow.path import clean_estimate, effective_noise, expand, interpolate, velocity
+
+SHAPES = [(3, 4, 5, 6), (3, 4, 2, 5, 6), (3, 7, 8), (3, 2)]
+
+
+def draw(shape, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x0, noise = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    sigma = torch.rand(shape[0], generator=generator, dtype=torch.float64) * 0.9 + 0.05
+    return x0, noise, sigma
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_velocity_leads_from_any_state_to_the_data(shape):
+    x0, noise, sigma = draw(shape)
+    z = interpolate(x0, noise, sigma)
+    assert_close(clean_estimate(z, sigma, velocity(x0, noise)), x0, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_effective_noise_makes_any_state_a_training_state(shape):
+    x0, anything, sigma = draw(shape)
+    noise_eff = effective_noise(anything, sigma, x0)
+    assert_close(interpolate(x0, noise_eff, sigma), anything)
+    assert_close(velocity(x0, noise_eff), (anything - x0) / expand(sigma, x0))
+
+
+def test_on_the_trajectory_the_effective_noise_is_the_noise():
+    x0, noise, sigma = draw((3, 4, 5))
+    assert_close(effective_noise(interpolate(x0, noise, sigma), sigma, x0), noise)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_computed_with_in_float32(dtype):
+    x0, noise, sigma = draw((3, 4, 5), dtype)
+    z = interpolate(x0, noise, sigma.to(dtype))
+    assert z.dtype == torch.float32
+    assert_close(z, interpolate(x0.float(), noise.float(), sigma.to(dtype).float()), rtol=0, atol=0)
