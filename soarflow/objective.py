@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import SOARConfig
 from .path import effective_noise, interpolate, velocity, widen
-from .rollout import STOCHASTIC, guide, next_level, ode_step, renoise, stochastic_step
+from .rollout import STOCHASTIC, Generator, draw, guide, next_level, ode_step, renoise, stochastic_step
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -65,7 +65,7 @@ def roll_out(
     x0: Tensor,
     config: SOARConfig,
     predict_uncond: Predict | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     shift: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Step 2: (z_off, sigma_next), one step of the guided model from the base point; `v_cond` is the base prediction, reused.
@@ -93,7 +93,7 @@ def correction_point(
     x0: Tensor,
     noise: Tensor,
     config: SOARConfig,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     snap: Callable[[Tensor], Tensor] | None = None,
 ) -> TrainingPoint:
     """Steps 3 and 4: re-noise `z_off` to a level drawn from U[max(sigma_next, sigma_min), 1], and aim from there at x0.
@@ -101,12 +101,11 @@ def correction_point(
     `snap` maps the drawn levels (B,) to ones that the host can use; the state is built from what it returns.
     """
     lowest = sigma_next.clamp(min=config.sigma_min)
-    u = torch.rand(lowest.shape, generator=generator, device=lowest.device, dtype=lowest.dtype)
-    sigma_aux = lowest + (1 - lowest) * u
+    sigma_aux = lowest + (1 - lowest) * draw(torch.rand, lowest, generator)
     if snap is not None:
         sigma_aux = snap(sigma_aux)
     if not config.shared_noise:
-        noise = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=widen(noise).dtype)
+        noise = draw(torch.randn, noise, generator)
     z_aux = renoise(z_off, sigma_next, sigma_aux, noise)
     weight = config.correction_weight * config.base_weight
     return TrainingPoint(z_aux, sigma_aux, effective_noise(z_aux, sigma_aux, x0), weight)
@@ -127,7 +126,7 @@ def soar_loss(
     *,
     predict_uncond: Predict | None = None,
     loss_fn: Callable[[Tensor, Tensor], Tensor] = squared_error,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     snap: Callable[[Tensor], Tensor] | None = None,
     shift: float = 1.0,
 ) -> SOARResult:
@@ -135,7 +134,7 @@ def soar_loss(
 
     `predict(z, sigma) -> velocity`, with `z` of x0's shape and dtype and `sigma` (B,) in (0, 1]; `predict_uncond` alike,
     without the condition; it may be left out with `cfg_scale: 1`. With `points_per_pass: m` predict and loss_fn also get batches
-    of m * B, the samples in order, m times over. `loss_fn(prediction, target) -> (B,)`. The graphs of all N + 1 points live
+    of m * B, the samples in order, m times over. `generator`: one, or one per sample. `loss_fn(prediction, target) -> (B,)`. The graphs of all N + 1 points live
     until the caller's backward: soar_backward has the same gradient in the memory of one.
     """
     collected: list[Tensor] = []
@@ -152,7 +151,7 @@ def soar_backward(
     *,
     predict_uncond: Predict | None = None,
     loss_fn: Callable[[Tensor, Tensor], Tensor] = squared_error,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     snap: Callable[[Tensor], Tensor] | None = None,
     shift: float = 1.0,
     backward: Callable[[Tensor], object] = torch.Tensor.backward,
@@ -172,7 +171,7 @@ def _run(
     config: SOARConfig,
     predict_uncond: Predict | None,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
-    generator: torch.Generator | None,
+    generator: Generator,
     snap: Callable[[Tensor], Tensor] | None,
     shift: float,
     consume: Callable[[Tensor], object],

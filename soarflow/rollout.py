@@ -1,6 +1,7 @@
 """One step off the trajectory: from (z, sigma) to (z_off, sigma_next), deterministic or with noise. Pure functions."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +9,21 @@ from torch import Tensor
 from .path import clean_estimate, expand, interpolate, widen
 
 STOCHASTIC = ("sde", "flow_sde", "cps", "simple")
+Generator = torch.Generator | Sequence[torch.Generator] | None
+
+
+def draw(sampler: Callable[..., Tensor], like: Tensor, generator: Generator) -> Tensor:
+    """`torch.rand` or `torch.randn` of the shape of `like`, from one generator or from one per sample (as in diffusers).
+
+    Drawn on the generator's device: a run does not depend on where its model lies, nor, with one generator per sample, on how
+    samples are batched.
+    """
+    dtype = widen(like).dtype
+    if isinstance(generator, Sequence):
+        drawn = [sampler(like.shape[1:], generator=each, device=each.device, dtype=dtype) for each in generator]
+        return torch.stack(drawn).to(like.device)
+    device = generator.device if generator is not None else like.device
+    return sampler(like.shape, generator=generator, device=device, dtype=dtype).to(like.device)
 
 
 def guide(v_cond: Tensor, v_uncond: Tensor, cfg_scale: float) -> Tensor:
@@ -33,7 +49,7 @@ def ode_step(z: Tensor, sigma: Tensor, sigma_next: Tensor, v: Tensor) -> Tensor:
 
 
 def stochastic_step(
-    kind: str, z: Tensor, sigma: Tensor, sigma_next: Tensor, v: Tensor, strength: float, generator: torch.Generator | None
+    kind: str, z: Tensor, sigma: Tensor, sigma_next: Tensor, v: Tensor, strength: float, generator: Generator
 ) -> Tensor:
     """A step that adds fresh Gaussian noise xi; with h = sigma - sigma_next and noise_hat = z + (1 - sigma) * v:
 
@@ -43,7 +59,7 @@ def stochastic_step(
     cps       (1 - sigma_next) x0_hat + sqrt(sigma_next^2 - s^2) noise_hat + s xi, s = sigma_next * sin(strength * pi / 2)
               (coefficients-preserving sampling): the state has exactly the noise that its level says
     """
-    xi = torch.randn(z.shape, generator=generator, device=z.device, dtype=widen(z).dtype)
+    xi = draw(torch.randn, z, generator)
     level, lower = expand(sigma, z), expand(sigma_next, z)
     h = level - lower
     noise_hat = widen(z) + (1 - level) * widen(v)

@@ -308,6 +308,24 @@ def test_batch_order_does_not_matter():
         assert_close(ours, theirs, rtol=1e-9, atol=1e-14)
 
 
+def test_one_generator_per_sample_makes_a_batch_the_sum_of_its_samples():
+    x0, noise, sigma = draw()
+    config = SOARConfig(shared_noise=False, rollout="sde")
+
+    def generators(rows):
+        return [torch.Generator().manual_seed(100 + row) for row in rows]
+
+    whole, gradients, _ = run(config, generator=generators(range(5)))
+    field = Field()
+    parts = [
+        run(config, "backward", field, (x0[[i]], noise[[i]], sigma[[i]]), generator=generators([i]))[0].total
+        for i in range(5)
+    ]
+    assert_close(torch.stack(parts).mean(), whole.total.detach(), rtol=1e-12, atol=0)
+    for ours, p in zip(gradients, field.parameters(), strict=True):
+        assert_close(ours, p.grad / 5, rtol=1e-10, atol=1e-14)
+
+
 def saved_bytes(number):
     """Peak bytes that autograd keeps for backward during a step with `number` correction points."""
     kept = peak = 0

@@ -1,0 +1,182 @@
+"""The command: soarflow train | check | sample | evaluate | demo."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import ConfigError
+
+if TYPE_CHECKING:
+    from .engine.job import Job
+
+BUNDLED = Path(__file__).parent / "tinyscenes" / "pipeline"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        return args.run(args)
+    except ConfigError as error:
+        print(f"soarflow: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("soarflow: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="soarflow", description="Train flow-matching models with SOAR.")
+    commands = parser.add_subparsers(required=True, metavar="train | check | sample | evaluate | demo")
+
+    train = commands.add_parser("train", help="run an AI Toolkit job file on the built-in engine")
+    train.add_argument("job", type=Path)
+    train.set_defaults(run=_train)
+
+    check = commands.add_parser("check", help="read a job file, say what it would do, run nothing")
+    check.add_argument("job", type=Path)
+    check.set_defaults(run=_check)
+
+    sample = commands.add_parser("sample", help="draw pictures for prompts")
+    sample.add_argument("prompts", nargs="+", help="one or more prompts; several give a grid")
+    sample.add_argument("--output", type=Path, default=Path("sample.png"))
+    _add_model_options(sample)
+    sample.add_argument("--width", type=int, default=64)
+    sample.add_argument("--height", type=int, default=64)
+    sample.add_argument("--scale", type=int, default=1, help="enlarge the pictures by a whole factor")
+    sample.set_defaults(run=_sample)
+
+    evaluate = commands.add_parser("evaluate", help="how many held-out captions a tinyscenes model draws right")
+    _add_model_options(evaluate)
+    evaluate.add_argument("--number", type=int, default=210, help="captions, the seven categories in turn")
+    evaluate.add_argument("--json", type=Path, help="write the table here too")
+    evaluate.set_defaults(run=_evaluate)
+
+    demo = commands.add_parser("demo", help="SOAR against plain SFT on the bundled model, in minutes")
+    demo.add_argument("--output", type=Path, default=Path("quickstart"))
+    demo.add_argument("--steps", type=int, default=150)
+    demo.add_argument("--number", type=int, default=210, help="captions to evaluate on")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=str(BUNDLED), help="a diffusers pipeline (default: the bundled one)")
+    parser.add_argument("--arch", default="zimage")
+    parser.add_argument("--lora", type=Path, help="a LoRA's .safetensors")
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=42)
+
+
+def describe(job: "Job") -> str:
+    """The resolved settings and the cost multiplier, one line each."""
+    config, train = job.objective, job.train
+    lines = [
+        f"{job.name}: {job.type}, {'LoRA rank ' + str(job.network.linear) if job.network else 'full fine-tune'} of "
+        f"{job.model.arch} at {job.model.name_or_path}",
+        f"  {train.steps} steps, batch {train.batch_size} x {train.gradient_accumulation}, lr {train.lr:g}, "
+        f"{train.optimizer}, {train.lr_scheduler}, {train.dtype}, timestep_type {train.timestep_type}",
+    ]
+    if config.num_corrections:
+        lines.append(
+            f"  soar: num_steps {config.num_steps}, cfg_scale {config.cfg_scale:g}, correction_weight "
+            f"{config.correction_weight:g}, num_aux_points {config.num_aux_points}, rollout {config.rollout}; "
+            f"the base loss weighs {config.base_weight:.3f}"
+        )
+    cost = config.cost(train.gradient_checkpointing)
+    lines.append(f"  compute per step: {cost:.2f} x plain SFT" if cost != 1 else "  plain SFT: no correction")
+    return "\n".join(lines)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .engine.job import read_job
+    from .engine.training import train
+
+    job = read_job(args.job)
+    print(describe(job), flush=True)
+    outcome = train(job)
+    if outcome.finished:
+        print(f"finished at step {outcome.step}: {outcome.weights}\nmetrics and state: {job.save_root}")
+        return 0
+    print(f"stopped at step {outcome.step}, saved: {outcome.weights}\nto go on: soarflow train {args.job}")
+    return 130
+
+
+def _check(args: argparse.Namespace) -> int:
+    from .engine.data import list_images
+    from .engine.job import read_job
+
+    job = read_job(args.job)
+    print(describe(job))
+    for dataset in job.datasets:
+        print(f"  {len(list_images(dataset, job.trigger_word))} pictures with captions in {dataset.folder_path}")
+    print("the job is good: nothing was run")
+    return 0
+
+
+def _load(args: argparse.Namespace):
+    import torch
+
+    from .engine.families import FAMILIES, load_family
+
+    for name, low in (("steps", 1), ("guidance", 0)):
+        if not getattr(args, name) >= low:
+            raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
+    if args.arch not in FAMILIES:
+        raise ConfigError(f"--arch must be one of {', '.join(FAMILIES)}, got {args.arch}.")
+    family = load_family(args.arch, args.model, torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
+    if args.lora is not None:
+        if not args.lora.is_file():
+            raise ConfigError(f"--lora must be a .safetensors file that exists, got {args.lora}.")
+        family.pipeline.load_lora_weights(str(args.lora.parent), weight_name=args.lora.name)
+    return family
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from .engine.sampling import grid, sample
+
+    if args.output.suffix.lower() not in (".png", ".jpg", ".webp"):
+        raise ConfigError(f"--output must end in .png, .jpg or .webp, got {args.output}.")
+    family = _load(args)
+    multiple = family.size_multiple
+    for name in ("width", "height"):
+        if getattr(args, name) < multiple or getattr(args, name) % multiple:
+            raise ConfigError(f"--{name} must be a multiple of {multiple}, got {getattr(args, name)}.")
+    seeds = [args.seed + index for index in range(len(args.prompts))]
+    images = sample(
+        family, args.prompts, seeds, width=args.width, height=args.height, guidance_scale=args.guidance, steps=args.steps
+    )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    grid(images, min(len(images), 8), args.scale).save(args.output)
+    print(args.output)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .tinyscenes.benchmark import benchmark, table
+
+    if args.number < 7:
+        raise ConfigError(f"--number must be at least 7, one for each category, got {args.number}.")
+    result = benchmark(_load(args), args.number, guidance_scale=args.guidance, steps=args.steps, seed=args.seed)
+    print(table({"correct": result}))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(result.to_json() + "\n")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .tinyscenes.demo import demo
+
+    for name, low in (("steps", 1), ("number", 7)):
+        if getattr(args, name) < low:
+            raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
+    demo(args.output, args.steps, args.number)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The training set: image folders with captions, resolution buckets, cached latents and embeddings, and seeded draws.
+
+Which samples a step sees, and every random number of a sample, follow from (seed, sample number) alone: neither a resume nor
+the way samples are batched changes them.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..config import ConfigError
+from .families import Family, Features
+from .job import Dataset, Job
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+CACHE_FOLDER = "_soarflow_cache"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture in one bucket: its cached latent (C, h, w), its caption, and how often that is left out."""
+
+    latent: Tensor
+    caption: str
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of a step: an item and the generator of all its random numbers."""
+
+    item: Item
+    generator: torch.Generator
+
+
+class TrainingSet:
+    """All items of a job with their captions' embeddings."""
+
+    def __init__(self, items: list[Item], embeddings: dict[str, Tensor], batch_size: int, seed: int) -> None:
+        self.items, self.embeddings, self.batch_size, self.seed = items, embeddings, batch_size, seed
+        self.batches_per_epoch = len(self._epoch(0))
+
+    def batch(self, number: int) -> list[Draw]:
+        """The batch of that running number: items of one bucket, each with its own generator."""
+        epoch, index = divmod(number, self.batches_per_epoch)
+        batches = self._epoch(epoch)
+        first = epoch * len(self.items) + sum(map(len, batches[:index]))
+        return [
+            Draw(self.items[item], seeded_generator(self.seed, "sample", first + offset))
+            for offset, item in enumerate(batches[index])
+        ]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        """An epoch's batches: items in a random order, grouped by the shape of their latents as they come."""
+        order = torch.randperm(len(self.items), generator=seeded_generator(self.seed, "epoch", epoch)).tolist()
+        batches: list[list[int]] = []
+        open_batches: dict[torch.Size, list[int]] = {}
+        for index in order:
+            batch = open_batches.setdefault(self.items[index].latent.shape, [])
+            batch.append(index)
+            if len(batch) == self.batch_size:
+                batches.append(open_batches.pop(self.items[index].latent.shape))
+        return batches + list(open_batches.values())
+
+    def features(self, captions: list[str], device: torch.device) -> Features:
+        return [self.embeddings[caption].to(device) for caption in captions]
+
+
+def seeded_generator(seed: int, *purpose: object) -> torch.Generator:
+    """A CPU generator whose stream belongs to a seed and a purpose."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def load_training_set(job: Job, family: Family) -> TrainingSet:
+    """Reads the folders, encodes what is not cached yet, and returns everything in memory. Raises ConfigError."""
+    items: list[Item] = []
+    captions = {""}
+    store: dict[str, bool] = {"": all(dataset.cache_text_embeddings for dataset in job.datasets)}
+    for dataset in job.datasets:
+        for path, caption in list_images(dataset, job.trigger_word):
+            captions.add(caption)
+            store[caption] = dataset.cache_text_embeddings
+            for resolution in dataset.resolution if isinstance(dataset.resolution, list) else [dataset.resolution]:
+                latent = _latent(path, resolution, dataset, family, job)
+                items += [Item(latent, caption, dataset.caption_dropout_rate)] * dataset.num_repeats
+    folder = Path(job.datasets[0].folder_path) / CACHE_FOLDER
+    embeddings = {
+        text: _cached(folder / f"text_{_key(text, job.model.name_or_path)}.safetensors", store[text], _encode_text, family, text)
+        for text in sorted(captions)
+    }
+    return TrainingSet(items, embeddings, job.train.batch_size, job.train.seed)
+
+
+def list_images(dataset: Dataset, trigger_word: str | None = None) -> list[tuple[Path, str]]:
+    """Pictures of a folder with their captions, in the order of their names. Raises ConfigError."""
+    folder = Path(dataset.folder_path)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ConfigError(f"datasets.folder_path {folder} has no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+    return [(path, _caption(path, dataset, trigger_word)) for path in paths]
+
+
+def _caption(path: Path, dataset: Dataset, trigger_word: str | None) -> str:
+    file = path.with_suffix("." + dataset.caption_ext.removeprefix("."))
+    if file.is_file():
+        caption = file.read_text(encoding="utf-8").strip()
+    elif dataset.default_caption is not None:
+        caption = dataset.default_caption
+    else:
+        raise ConfigError(f"{path} has no caption: write it to {file.name} beside it, or set datasets.default_caption.")
+    if trigger_word:
+        caption = caption.replace("[trigger]", trigger_word)
+        if trigger_word not in caption:
+            caption = f"{trigger_word} {caption}"
+    return caption
+
+
+def bucket_size(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
+    """(width, height) with the picture's aspect and about resolution^2 pixels, both multiples of `multiple`."""
+    scale = resolution / math.sqrt(width * height)
+    snapped = [max(round(side * scale / multiple), 1) * multiple for side in (width, height)]
+    return snapped[0], snapped[1]
+
+
+def load_pixels(path: Path, resolution: int, multiple: int) -> Tensor:
+    """A picture in its bucket, scaled to cover it and cropped to the middle: (3, H, W) in [-1, 1]."""
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read as a picture: {error}. Repair or remove it.") from error
+    size = bucket_size(*image.size, resolution, multiple)
+    image = image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+def _latent(path: Path, resolution: int, dataset: Dataset, family: Family, job: Job) -> Tensor:
+    key = _key(hashlib.sha256(path.read_bytes()).hexdigest(), resolution, job.model.name_or_path, job.train.dtype)
+    file = path.parent / CACHE_FOLDER / f"{path.stem}_{key}.safetensors"
+    return _cached(file, dataset.cache_latents_to_disk, _encode_image, family, path, resolution)
+
+
+def _encode_image(family: Family, path: Path, resolution: int) -> Tensor:
+    return family.encode_images(load_pixels(path, resolution, family.size_multiple).unsqueeze(0))[0]
+
+
+def _encode_text(family: Family, text: str) -> Tensor:
+    return family.encode_text([text])[0]
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _cached(file: Path, on_disk: bool, encode, *arguments) -> Tensor:
+    """What `encode` gives, from the cache file if it is there; a new one is written whole or not at all."""
+    if on_disk and file.exists():
+        return load_file(file)["value"]
+    value = encode(*arguments).float().cpu().contiguous()
+    if on_disk:
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file({"value": value}, partial)
+        partial.replace(file)
+    return value
+
+
+def micro_batches(training_set: TrainingSet, step: int, accumulation: int) -> Iterator[list[Draw]]:
+    """The batches of one optimizer step."""
+    for index in range(accumulation):
+        yield training_set.batch(step * accumulation + index)

@@ -1,0 +1,59 @@
+"""Pictures from a pipeline: seeded per picture, in batches, and grids of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .families import Family
+
+BATCH = 32
+
+
+@torch.no_grad()
+def sample(
+    family: Family,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    width: int,
+    height: int,
+    guidance_scale: float = 4.0,
+    steps: int = 20,
+    negative: str = "",
+    progress: Any = lambda batches: batches,
+) -> list[Image.Image]:
+    """One picture per prompt, from its own seed: the result does not depend on how they are batched."""
+    images = []
+    for start in progress(range(0, len(prompts), BATCH)):
+        part = prompts[start : start + BATCH]
+        result = family.pipeline(
+            prompt=list(part),
+            negative_prompt=[negative] * len(part),
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + BATCH]],
+            **family.sampling_arguments(guidance_scale),
+        )
+        images += result.images
+    return images
+
+
+def grid(images: list[Image.Image], columns: int, scale: int = 1) -> Image.Image:
+    """Pictures of one size in rows of `columns`, enlarged by a whole factor, two pixels apart."""
+    width, height = (side * scale for side in images[0].size)
+    rows = -(-len(images) // columns)
+    canvas = Image.new("RGB", (columns * (width + 2) - 2, rows * (height + 2) - 2), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (column * (width + 2), row * (height + 2)))
+    return canvas
+
+
+def write_samples(folder: Path, step: int, images: list[Image.Image]) -> None:
+    """Samples of a training step, named by step and prompt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        image.save(folder / f"{step:09d}_{index}.png")

@@ -1,0 +1,95 @@
+"""The job file: what is refused, in which words, and with exit code 2."""
+
+import pytest
+
+from soarflow import ConfigError
+from soarflow.cli import main
+from soarflow.engine.job import read_job
+
+
+def change(document, where, value):
+    *parents, last = where
+    target = document["config"]["process"][0]
+    for key in parents:
+        target = target[key]
+    target[last] = value
+
+
+BAD = [
+    (("train", "batchsize"), 2, r"train.batchsize is not honoured by the built-in engine: the closest key that it does is train.batch_size"),
+    (("train", "snr_gamma"), 5, r"train.snr_gamma is not honoured"),
+    (("train", "steps"), 0, r"train.steps must be an integer >= 1, got 0"),
+    (("train", "steps"), True, r"train.steps must be an integer, got true"),
+    (("train", "lr"), "fast", r"train.lr must be a number, got fast"),
+    (("train", "lr"), float("nan"), r"train.lr must be a number >= 0, got nan"),
+    (("train", "optimizer"), "adamw8bit", r"train.optimizer must be one of adamw, got adamw8bit. The engine trains with adamw"),
+    (("train", "timestep_type"), "weighted", r"train.timestep_type must be one of sigmoid, linear, shift, got weighted"),
+    (("train", "train_text_encoder"), True, r"train.train_text_encoder must be one of false, got true"),
+    (("train", "ema_config"), 3, r"train.ema_config must be a section of keys"),
+    (("train", "ema_config"), {"decay": 0.9}, r"train.ema_config.decay is not honoured .* train.ema_config.ema_decay"),
+    (("model", "arch"), "flux", r"model.arch must be one of zimage, got flux. Other models train inside AI Toolkit"),
+    (("model", "quantize"), True, r"model.quantize must be one of false, got true"),
+    (("network", "type"), "lokr", r"network.type must be one of lora, got lokr"),
+    (("datasets",), [], r"datasets must have at least one"),
+    (("datasets",), "images", r"datasets must be a list, got 'images'"),
+    (("datasets",), [{"folder_path": "nowhere"}], r"datasets\[0\].folder_path must be a folder that exists"),
+    (("datasets",), [{"resolution": 64}], r"datasets\[0\].folder_path is missing"),
+    (("type",), "sd_trainer", r"type must be one of SOARTrainer, diffusion_trainer, got 'sd_trainer'"),
+    (("soar",), {"num_steps": 0}, r"soar.num_steps must be an integer >= 1, got 0. 30 is the default."),
+    (("soar",), {"lambda_aux": 1}, r"did you mean correction_weight\?"),
+    (("sample",), {"prompt": ["a"]}, r"sample.prompt is not honoured .* sample.prompts"),
+    (("slider",), {}, r"slider is not honoured by the built-in engine"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_what_cannot_work_is_refused_by_name(document, write_job, where, value, message, capsys):
+    change(document, where, value)
+    path = write_job(document)
+    with pytest.raises(ConfigError, match=message):
+        read_job(path)
+    assert main(["train", str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("soarflow: ") and printed.count("\n") == 1
+    assert not (path.parent / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("job: extension\nconfig: [", "is no YAML"),
+        ("- 1", "must be a section of keys"),
+        ("job: train\nconfig: {}", "job must be extension, got 'train'"),
+        ("job: extension\nconfig: {name: x, process: []}", "config.process must be a list of one process"),
+        ("job: extension\nconfig: {name: ../x, process: [{type: SOARTrainer}]}", "config.name must be a name"),
+        ("job: extension\nconfig: {name: x, process: [{type: SOARTrainer}]}", "datasets is missing"),
+    ],
+)
+def test_a_file_that_is_no_job(tmp_path, text, message):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_job(path)
+
+
+def test_a_missing_file():
+    assert main(["check", "/nowhere/job.yaml"]) == 2
+
+
+def test_relative_paths_are_relative_to_the_job_file(document, write_job, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    change(document, ("datasets",), [{"folder_path": "pictures"}])
+    job = read_job(write_job(document))
+    assert job.datasets[0].folder_path == str(tmp_path / "pictures")
+    assert job.save_root == tmp_path / "output" / "run"
+
+
+def test_plain_sft_is_one_word(document, write_job):
+    assert read_job(write_job(document)).objective.num_corrections == 2
+    change(document, ("type",), "diffusion_trainer")
+    assert read_job(write_job(document)).objective.num_corrections == 0
+
+
+def test_a_learning_rate_that_yaml_reads_as_text(document, write_job):
+    change(document, ("train", "lr"), "1e-4")
+    assert read_job(write_job(document)).train.lr == 1e-4
