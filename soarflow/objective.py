@@ -5,8 +5,8 @@ is drawn by the trainer; the correction points lie off the trajectory, where one
 trained alike: predict the velocity `noise - x0`.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .path import effective_noise, interpolate, velocity, widen
 from .rollout import STOCHASTIC, Generator, draw, guide, next_level, ode_step, renoise, stochastic_step
 
 Predict = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -125,21 +126,21 @@ def soar_loss(
     config: SOARConfig,
     *,
     predict_uncond: Predict | None = None,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] = squared_error,
+    loss_fn: LossFunction = squared_error,
     generator: Generator = None,
     snap: Callable[[Tensor], Tensor] | None = None,
     shift: float = 1.0,
 ) -> SOARResult:
     """L = (L_base + correction_weight * sum_n L_corr_n) / (1 + correction_weight * num_aux_points) (eq. 15), differentiable.
 
-    `predict(z, sigma) -> velocity`, with `z` of x0's shape and dtype and `sigma` (B,) in (0, 1]; `predict_uncond` alike,
-    without the condition; it may be left out with `cfg_scale: 1`. With `points_per_pass: m` predict and loss_fn also get batches
-    of m * B, the samples in order, m times over. `generator`: one, or one per sample. `loss_fn(prediction, target) -> (B,)`. The graphs of all N + 1 points live
-    until the caller's backward: soar_backward has the same gradient in the memory of one.
+    The arguments are soar_backward's. The graphs of all N + 1 points live until the caller's backward.
     """
-    collected: list[Tensor] = []
-    result = _run(predict, x0, noise, sigma, config, predict_uncond, loss_fn, generator, snap, shift, collected.append)
-    return SOARResult(**{**vars(result), "total": torch.stack(collected).sum()})
+    terms: list[Tensor] = []
+    result = soar_backward(
+        predict, x0, noise, sigma, config, predict_uncond=predict_uncond, loss_fn=loss_fn, generator=generator,
+        snap=snap, shift=shift, backward=terms.append,
+    )  # fmt: skip
+    return replace(result, total=torch.stack(terms).sum())
 
 
 def soar_backward(
@@ -150,7 +151,7 @@ def soar_backward(
     config: SOARConfig,
     *,
     predict_uncond: Predict | None = None,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] = squared_error,
+    loss_fn: LossFunction = squared_error,
     generator: Generator = None,
     snap: Callable[[Tensor], Tensor] | None = None,
     shift: float = 1.0,
@@ -158,31 +159,18 @@ def soar_backward(
 ) -> SOARResult:
     """soar_loss and its backward, one point at a time: the peak memory is that of one training point, whatever N.
 
-    `backward` gets each term, already weighted: pass `accelerator.backward` where there is an accelerator.
+    `predict(z, sigma) -> velocity`, with `z` of x0's shape and dtype and `sigma` (B,) in (0, 1]; `predict_uncond` alike,
+    without the condition; it may be left out with `cfg_scale: 1`. With `points_per_pass: m` predict and loss_fn also get
+    batches of m * B, the samples in order, m times over. `loss_fn(prediction, target) -> (B,)`. `generator`: one, or one per
+    sample. `snap` maps drawn levels to the host's grid; `shift` is the inference schedule's, for `step_space: schedule`.
+    `backward` gets each point's loss, weighted: pass `accelerator.backward` where there is an accelerator.
     """
-    return _run(predict, x0, noise, sigma, config, predict_uncond, loss_fn, generator, snap, shift, backward)
-
-
-def _run(
-    predict: Predict,
-    x0: Tensor,
-    noise: Tensor,
-    sigma: Tensor,
-    config: SOARConfig,
-    predict_uncond: Predict | None,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
-    generator: Generator,
-    snap: Callable[[Tensor], Tensor] | None,
-    shift: float,
-    consume: Callable[[Tensor], object],
-) -> SOARResult:
-    """Visits the points in turn and hands each weighted loss to `consume`."""
 
     def train_on(point: TrainingPoint) -> tuple[Tensor, Tensor]:
         data = x0.repeat(len(point.sigma) // len(sigma), *[1] * (x0.ndim - 1))
         prediction = predict(point.z.to(x0.dtype), point.sigma)
         loss = loss_fn(prediction, velocity(data, point.noise)).mean()
-        consume(loss * point.weight if point.weight != 1 else loss)
+        backward(loss * point.weight if point.weight != 1 else loss)
         return loss.detach(), prediction.detach()
 
     base = base_point(x0, noise, sigma, config)
@@ -206,6 +194,4 @@ def _run(
     correction = torch.stack(losses).sum() / config.num_corrections
     total = config.base_weight * (base_loss + config.correction_weight * config.num_corrections * correction)
     step_size = (z_off - interpolate(x0, noise, sigma_next)).square().mean().sqrt()
-    return SOARResult(
-        total, base_loss, correction, step_size, torch.stack(sizes).mean().sqrt(), torch.stack(levels).mean()
-    )
+    return SOARResult(total, base_loss, correction, step_size, torch.stack(sizes).mean().sqrt(), torch.stack(levels).mean())

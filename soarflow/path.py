@@ -1,8 +1,8 @@
 """The straight path between data and noise: METHOD.md's conventions, stated once.
 
 `x0` is a clean latent, `noise` its Gaussian endpoint, `sigma` in [0, 1] the level: 0 is clean, 1 is pure noise. States are of
-any rank, (B, ...), levels are (B,). All arithmetic is in float32 or better, whatever the inputs' dtype: a step of 1/30 formed in
-bfloat16 is 7 % wrong on average.
+any rank, (B, ...), levels are (B,). All arithmetic is in float32 or better, whatever the inputs' dtype: a step of 1/30 that is
+formed in bfloat16 is 7 % wrong on average.
 """
 
 import torch

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from .path import clean_estimate, expand, interpolate, widen
 
 STOCHASTIC = ("sde", "flow_sde", "cps", "simple")
-Generator = torch.Generator | Sequence[torch.Generator] | None
+Generator: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 def draw(sampler: Callable[..., Tensor], like: Tensor, generator: Generator) -> Tensor:
@@ -75,5 +76,5 @@ def stochastic_step(
 
 
 def renoise(z_off: Tensor, sigma_next: Tensor, sigma_aux: Tensor, noise: Tensor) -> Tensor:
-    """z_aux = (1 - a) * z_off + a * noise, a = (sigma_aux - sigma_next) / (1 - sigma_next): back up to sigma_aux (Algorithm 1)."""
+    """z_aux = (1 - a) * z_off + a * noise, a = (sigma_aux - sigma_next) / (1 - sigma_next): back up (Algorithm 1)."""
     return interpolate(z_off, noise, (sigma_aux - sigma_next) / (1 - sigma_next))

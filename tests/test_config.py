@@ -50,7 +50,7 @@ def test_a_bad_value_is_named_with_its_rule(key, value, rule):
 
 @pytest.mark.parametrize(("rollout", "noise"), [("cps", 1.1), ("sde", -1), ("sde", "0.5")])
 def test_the_rollouts_noise_has_the_range_of_its_kind(rollout, noise):
-    with pytest.raises(ConfigError, match="soar.rollout_noise must be a number"):
+    with pytest.raises(ConfigError, match=r"soar\.rollout_noise must be a number"):
         SOARConfig(rollout=rollout, rollout_noise=noise)
 
 
@@ -66,7 +66,7 @@ def test_the_rollouts_noise_has_the_range_of_its_kind(rollout, noise):
     ],
 )
 def test_a_misspelling_or_a_peers_spelling_is_told_the_right_key(key, meant):
-    with pytest.raises(ConfigError, match=f"soar.{key} is not a setting of SOAR: did you mean {meant}?"):
+    with pytest.raises(ConfigError, match=rf"soar\.{key} is not a setting of SOAR: did you mean {meant}\?"):
         SOARConfig.from_dict({key: 1})
 
 

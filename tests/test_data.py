@@ -29,7 +29,9 @@ def test_the_trigger_word_is_put_in_once(tmp_path):
 
 def test_a_missing_caption_is_an_error_unless_there_is_a_default(tmp_path):
     dataset = folder_of(tmp_path, a=None)
-    with pytest.raises(ConfigError, match=r"a.png has no caption: write it to a.txt beside it, or set datasets.default_caption"):
+    with pytest.raises(
+        ConfigError, match=r"a.png has no caption: write it to a.txt beside it, or set datasets.default_caption"
+    ):
         list_images(dataset)
     assert list_images(Dataset(folder_path=str(tmp_path), default_caption="x"))[0][1] == "x"
 

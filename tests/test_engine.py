@@ -46,7 +46,12 @@ def test_a_run_writes_what_it_says(run):
     outcome, tensors, rows = run(save={"save_every": 2, "max_step_saves_to_keep": 1})
     root = outcome.weights.parent
     assert outcome.finished and outcome.step == 6 and [row["step"] for row in rows] == list(range(6))
-    assert {path.name for path in root.iterdir()} >= {"run.safetensors", "run_000000004.safetensors", "resume.pt", "metrics.jsonl"}
+    assert {path.name for path in root.iterdir()} >= {
+        "run.safetensors",
+        "run_000000004.safetensors",
+        "resume.pt",
+        "metrics.jsonl",
+    }
     assert not (root / "run_000000002.safetensors").exists()
     assert all(row["correction"] > 0 and row["step_size"] > 0 for row in rows)
     assert any(tensor.abs().max() > 0 for key, tensor in tensors.items() if "lora_B" in key)

@@ -16,7 +16,11 @@ def change(document, where, value):
 
 
 BAD = [
-    (("train", "batchsize"), 2, r"train.batchsize is not honoured by the built-in engine: the closest key that it does is train.batch_size"),
+    (
+        ("train", "batchsize"),
+        2,
+        r"train.batchsize is not honoured by the built-in engine: the closest key that it does is train.batch_size",
+    ),
     (("train", "snr_gamma"), 5, r"train.snr_gamma is not honoured"),
     (("train", "steps"), 0, r"train.steps must be an integer >= 1, got 0"),
     (("train", "steps"), True, r"train.steps must be an integer, got true"),

@@ -318,8 +318,7 @@ def test_one_generator_per_sample_makes_a_batch_the_sum_of_its_samples():
     whole, gradients, _ = run(config, generator=generators(range(5)))
     field = Field()
     parts = [
-        run(config, "backward", field, (x0[[i]], noise[[i]], sigma[[i]]), generator=generators([i]))[0].total
-        for i in range(5)
+        run(config, "backward", field, (x0[[i]], noise[[i]], sigma[[i]]), generator=generators([i]))[0].total for i in range(5)
     ]
     assert_close(torch.stack(parts).mean(), whole.total.detach(), rtol=1e-12, atol=0)
     for ours, p in zip(gradients, field.parameters(), strict=True):
@@ -345,7 +344,9 @@ def saved_bytes(number):
     model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64))
     x0, noise, sigma = torch.randn(32, 64), torch.randn(32, 64), torch.rand(32) * 0.9 + 0.1
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept_one: kept_one.tensor):
-        soar_backward(lambda z, s: model(z), x0, noise, sigma, SOARConfig(num_aux_points=number), predict_uncond=lambda z, s: model(z))
+        soar_backward(
+            lambda z, s: model(z), x0, noise, sigma, SOARConfig(num_aux_points=number), predict_uncond=lambda z, s: model(z)
+        )
     assert kept == 0
     return peak
 

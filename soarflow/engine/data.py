@@ -94,7 +94,9 @@ def load_training_set(job: Job, family: Family) -> TrainingSet:
                 items += [Item(latent, caption, dataset.caption_dropout_rate)] * dataset.num_repeats
     folder = Path(job.datasets[0].folder_path) / CACHE_FOLDER
     embeddings = {
-        text: _cached(folder / f"text_{_key(text, job.model.name_or_path)}.safetensors", store[text], _encode_text, family, text)
+        text: _cached(
+            folder / f"text_{_key(text, job.model.name_or_path)}.safetensors", store[text], _encode_text, family, text
+        )
         for text in sorted(captions)
     }
     return TrainingSet(items, embeddings, job.train.batch_size, job.train.seed)

@@ -87,6 +87,8 @@ def load_pipeline(pipeline_class: Any, name_or_path: str, dtype: torch.dtype) ->
         pipeline = pipeline_class.from_pretrained(name_or_path, torch_dtype=dtype)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"model.name_or_path {name_or_path} cannot be loaded as {pipeline_class.__name__}: {reason}") from error
+        raise ConfigError(
+            f"model.name_or_path {name_or_path} cannot be loaded as {pipeline_class.__name__}: {reason}"
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -19,8 +19,8 @@ from ..config import ConfigError, SOARConfig
 TRAINERS = ("SOARTrainer", "diffusion_trainer")
 
 
-def one_of(*choices: str, default: Any = MISSING) -> Any:
-    """A field that takes one of a few words."""
+def one_of(*choices: str | bool, default: Any = MISSING) -> Any:
+    """A field that takes one of a few values."""
     return field(default=default, metadata={"choices": choices})
 
 
@@ -176,7 +176,9 @@ def _job(process: Mapping, name: str, root: Path) -> Job:
         if not Path(dataset.folder_path).is_dir():
             raise ConfigError(f"datasets[{index}].folder_path must be a folder that exists, got {dataset.folder_path}.")
         if dataset.caption_dropout_rate > 1:
-            raise ConfigError(f"datasets[{index}].caption_dropout_rate must be from 0 to 1, got {dataset.caption_dropout_rate}.")
+            raise ConfigError(
+                f"datasets[{index}].caption_dropout_rate must be from 0 to 1, got {dataset.caption_dropout_rate}."
+            )
     local = root / job.model.name_or_path
     model = replace(job.model, name_or_path=str(local)) if local.exists() else job.model
     return replace(

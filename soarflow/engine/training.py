@@ -71,9 +71,7 @@ class Run:
         warmup = {"num_warmup_steps": 0, **job.train.lr_scheduler_params}
         try:
             self.optimizer = torch.optim.AdamW(self.parameters, lr=job.train.lr, **settings)
-            self.scheduler = get_scheduler(
-                job.train.lr_scheduler, self.optimizer, num_training_steps=job.train.steps, **warmup
-            )
+            self.scheduler = get_scheduler(job.train.lr_scheduler, self.optimizer, num_training_steps=job.train.steps, **warmup)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"train.optimizer_params or lr_scheduler_params cannot be used: {error}") from error
         ema = job.train.ema_config

@@ -44,7 +44,9 @@ class Benchmark:
     images: list[Image.Image]
 
     def to_json(self) -> str:
-        return json.dumps({"settings": self.settings, "rates": {name: asdict(rate) for name, rate in self.rates.items()}}, indent=1)
+        return json.dumps(
+            {"settings": self.settings, "rates": {name: asdict(rate) for name, rate in self.rates.items()}}, indent=1
+        )
 
 
 def wilson(correct: int, number: int, z: float = 1.96) -> tuple[float, float]:

@@ -99,7 +99,5 @@ def demo(output: Path, steps: int, number: int) -> None:
     print(f"\ntraining took {', '.join(f'{label} {value:.0f} s' for label, value in seconds.items())}; all of it {total:.0f} s")
     print(f"pictures (rows: {', '.join(results)}): {pictures}")
     print(f"LoRAs: {', '.join(str(lora) for lora in loras.values() if lora)}")
-    print(
-        "next: soarflow sample 'a red circle above a blue square' --scale 4"
-        f" --lora '{loras['SOAR']}'\n      or change 'soar:' in {output / 'soar.yaml'} and run: soarflow train {output / 'soar.yaml'}"
-    )
+    print(f"next: soarflow sample 'a red circle above a blue square' --scale 4 --lora '{loras['SOAR']}'")
+    print(f"      or change 'soar:' and 'name:' in {output / 'soar.yaml'} and run: soarflow train '{output / 'soar.yaml'}'")

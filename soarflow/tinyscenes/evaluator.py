@@ -27,7 +27,7 @@ _TEMPLATE_SIDE = 24
 
 @dataclass(frozen=True)
 class Verdict:
-    """`correct`: the caption holds. `score` in [0, 1]: the share of what it asks for that is there, extra things counted against."""
+    """`correct`: the caption holds. `score` in [0, 1]: the share of its claims that are kept, extra things counted against."""
 
     correct: bool
     score: float
@@ -61,15 +61,16 @@ def _kept(chosen: tuple[Thing | None, ...], caption: Caption) -> int:
     for thing, (shape, color) in zip(chosen, caption.things, strict=True):
         if thing is not None and thing.shape == shape:
             kept += 1 + (color is not None and thing.color == color)
-    if caption.relation and None not in chosen:
-        kept += holds(caption.relation, chosen[0], chosen[1])
+    match caption.relation, chosen:
+        case str(relation), (Thing() as one, Thing() as other):
+            kept += holds(relation, one, other)
     return kept
 
 
 def find_things(image: Image.Image) -> list[Thing]:
     """Every connected piece of foreground; a piece that is no shape or of no one color has `unknown` there."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    foreground = np.linalg.norm(pixels - np.float32(BACKGROUND), axis=-1) > FOREGROUND_DISTANCE
+    foreground = np.linalg.norm(pixels - np.array(BACKGROUND, dtype=np.float32), axis=-1) > FOREGROUND_DISTANCE
     labels, _ = ndimage.label(foreground)
     things = []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -85,7 +86,7 @@ def _color_of(pixels: np.ndarray, mask: np.ndarray) -> str:
     inner = ndimage.binary_erosion(mask)
     chosen = pixels[inner if inner.any() else mask]
     names, values = zip(*PALETTE.items(), strict=True)
-    nearest = np.linalg.norm(chosen[:, None] - np.float32(values), axis=-1).argmin(axis=1)
+    nearest = np.linalg.norm(chosen[:, None] - np.array(values, dtype=np.float32), axis=-1).argmin(axis=1)
     counts = np.bincount(nearest, minlength=len(names))
     return names[counts.argmax()] if counts.max() >= MIN_PURITY * len(chosen) else "unknown"
 

@@ -91,9 +91,7 @@ def place(rng: np.random.Generator, caption: Caption, layout: Layout = CLEAN) ->
                 return things
 
 
-def _place_one(
-    rng: np.random.Generator, shape: str, color: str, others: list[Thing], layout: Layout
-) -> Thing | None:
+def _place_one(rng: np.random.Generator, shape: str, color: str, others: list[Thing], layout: Layout) -> Thing | None:
     radius = rng.uniform(*layout.radius)
     low, high = layout.margin + radius, SIZE - layout.margin - radius
     for _ in range(_ATTEMPTS):
@@ -154,7 +152,7 @@ def spoil(rng: np.random.Generator, caption: Caption) -> Caption:
         return rest[rng.integers(len(rest))]
 
     def with_group(changed: Group) -> Caption:
-        return replace(caption, groups=caption.groups[:index] + (changed,) + caption.groups[index + 1 :])
+        return replace(caption, groups=(*caption.groups[:index], changed, *caption.groups[index + 1 :]))
 
     changes: list[Callable[[], Caption]] = [lambda: with_group(replace(group, shape=other(SHAPES, group.shape)))]
     if group.color:

@@ -1,0 +1,28 @@
+# Two commands: `make quickstart` and `make test`. Both make .venv if it is missing.
+PYTHON ?= python3
+RUN := .venv/bin/python
+DEMO_FLAGS ?=
+
+.PHONY: quickstart test test-all lint clean
+
+quickstart: .venv/installed
+	$(RUN) -m soarflow.cli demo $(DEMO_FLAGS)
+
+test: .venv/installed
+	$(RUN) -m pytest -m "not slow"
+
+test-all: .venv/installed
+	$(RUN) -m pytest
+
+lint: .venv/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch .venv/installed
+
+clean:
+	rm -rf .venv quickstart output
