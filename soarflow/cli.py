@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .config import ConfigError
 
 if TYPE_CHECKING:
+    from .engine.families import Family
     from .engine.job import Job
 
 BUNDLED = Path(__file__).parent / "tinyscenes" / "pipeline"
@@ -95,6 +96,7 @@ def _train(args: argparse.Namespace) -> int:
     from .engine.job import read_job
     from .engine.training import train
 
+    _silence_loading_bars()
     job = read_job(args.job)
     print(describe(job), flush=True)
     outcome = train(job)
@@ -117,11 +119,20 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace):
+def _silence_loading_bars() -> None:
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _load(args: argparse.Namespace) -> "Family":
     import torch
 
     from .engine.families import FAMILIES, load_family
 
+    _silence_loading_bars()
     for name, low in (("steps", 1), ("guidance", 0)):
         if not getattr(args, name) >= low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
@@ -171,6 +182,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from .tinyscenes.demo import demo
 
+    _silence_loading_bars()
     for name, low in (("steps", 1), ("number", 7)):
         if getattr(args, name) < low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")

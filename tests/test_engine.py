@@ -152,7 +152,7 @@ def test_every_setting_changes_the_weights(run, sections):
     assert any(not torch.equal(plain[key], other[key]) for key in plain)
 
 
-def test_caption_dropout_is_drawn_per_sample(run, document):
+def test_caption_dropout_is_drawn_per_sample():
     from soarflow.engine.data import Draw, Item, seeded_generator
 
     item = Item(torch.zeros(1), "words", 0.3)

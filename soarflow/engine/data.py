@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import ConfigError
-from .families import Family, Features
+from .families import Family, Features, fingerprint
 from .job import Dataset, Job
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -83,6 +83,7 @@ def seeded_generator(seed: int, *purpose: object) -> torch.Generator:
 def load_training_set(job: Job, family: Family) -> TrainingSet:
     """Reads the folders, encodes what is not cached yet, and returns everything in memory. Raises ConfigError."""
     items: list[Item] = []
+    encoders = fingerprint(family.pipeline.vae), fingerprint(family.pipeline.text_encoder)
     captions = {""}
     store: dict[str, bool] = {"": all(dataset.cache_text_embeddings for dataset in job.datasets)}
     for dataset in job.datasets:
@@ -90,13 +91,11 @@ def load_training_set(job: Job, family: Family) -> TrainingSet:
             captions.add(caption)
             store[caption] = dataset.cache_text_embeddings
             for resolution in dataset.resolution if isinstance(dataset.resolution, list) else [dataset.resolution]:
-                latent = _latent(path, resolution, dataset, family, job)
+                latent = _latent(path, resolution, dataset, family, encoders[0])
                 items += [Item(latent, caption, dataset.caption_dropout_rate)] * dataset.num_repeats
     folder = Path(job.datasets[0].folder_path) / CACHE_FOLDER
     embeddings = {
-        text: _cached(
-            folder / f"text_{_key(text, job.model.name_or_path)}.safetensors", store[text], _encode_text, family, text
-        )
+        text: _cached(folder / f"text_{_key(text, encoders[1])}.safetensors", store[text], _encode_text, family, text)
         for text in sorted(captions)
     }
     return TrainingSet(items, embeddings, job.train.batch_size, job.train.seed)
@@ -145,8 +144,8 @@ def load_pixels(path: Path, resolution: int, multiple: int) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
-def _latent(path: Path, resolution: int, dataset: Dataset, family: Family, job: Job) -> Tensor:
-    key = _key(hashlib.sha256(path.read_bytes()).hexdigest(), resolution, job.model.name_or_path, job.train.dtype)
+def _latent(path: Path, resolution: int, dataset: Dataset, family: Family, encoder: str) -> Tensor:
+    key = _key(hashlib.sha256(path.read_bytes()).hexdigest(), resolution, encoder)
     file = path.parent / CACHE_FOLDER / f"{path.stem}_{key}.safetensors"
     return _cached(file, dataset.cache_latents_to_disk, _encode_image, family, path, resolution)
 

@@ -3,6 +3,7 @@
 A family is one class; the engine asks for nothing else of a model.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +73,14 @@ class ZImage:
 
 
 FAMILIES = {"zimage": ZImage}
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """A hash of the first numbers of every weight: caches made with another encoder do not match it."""
+    digest = hashlib.sha256()
+    for name, parameter in module.state_dict().items():
+        digest.update(name.encode() + parameter.flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_family(arch: str, name_or_path: str, dtype: torch.dtype, device: torch.device | str) -> Family:

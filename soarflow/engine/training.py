@@ -49,12 +49,12 @@ class Outcome:
 class Run:
     """A job brought to life: model, trainable parameters, optimizer, data."""
 
-    def __init__(self, job: Job, say: Callable[[str], None] = print) -> None:
+    def __init__(self, job: Job) -> None:
         from accelerate import Accelerator
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
-        self.job, self.say = job, say
+        self.job = job
         self.half = job.train.dtype in ("bf16", "bfloat16")
         self.accelerator = Accelerator(
             cpu=job.device == "cpu",
@@ -156,6 +156,19 @@ class Run:
                 self.average.restore(self.parameters)
             self.pipeline.transformer.train()
 
+    def write_samples(self, step: int) -> None:
+        """The job's sample prompts, from the same seeds every time."""
+        settings = self.job.sample
+        if self.job.train.disable_sampling or not settings.prompts:
+            return
+        seeds = [settings.seed + (index if settings.walk_seed else 0) for index in range(len(settings.prompts))]
+        with self.averaged_weights(), self.autocast():
+            images = sampling.sample(
+                self.family, settings.prompts, seeds, width=settings.width, height=settings.height,
+                guidance_scale=settings.guidance_scale, steps=settings.sample_steps, negative=settings.neg,
+            )  # fmt: skip
+        sampling.write_samples(self.job.save_root / "samples", step, images)
+
     def state(self, step: int) -> dict[str, Any]:
         """All that a resume needs: every other draw follows from the seed and the step."""
         return {
@@ -197,19 +210,18 @@ def train(job: Job, say: Callable[[str], None] = print) -> Outcome:
     """Runs a job to its end, from its saved state if there is one; Ctrl-C ends it after the current step, saved."""
     from tqdm import tqdm
 
-    run = Run(job, say)
+    run = Run(job)
     job.save_root.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.load_state(job.save_root)
     first = run.restore(saved) if saved else 0
     if first:
         say(f"resuming at step {first} of {job.train.steps}")
     metrics = Metrics(job.save_root, first)
-    sampler = Sampler(run)
     run.pipeline.transformer.train()
     step = first
     with interruption() as interrupted, metrics:
         if first == 0 and not job.train.skip_first_sample:
-            sampler.write(0)
+            run.write_samples(0)
         bar = tqdm(range(first, job.train.steps), initial=first, total=job.train.steps, desc=job.name)
         for step in bar:
             row = run.training_step(step)
@@ -218,7 +230,7 @@ def train(job: Job, say: Callable[[str], None] = print) -> Outcome:
             done = step + 1
             last = done == job.train.steps
             if done % job.sample.sample_every == 0 or last:
-                sampler.write(done)
+                run.write_samples(done)
             if done % job.save.save_every == 0 and not last:
                 with run.averaged_weights():
                     checkpoint.save_weights(job, run.family, done)
@@ -232,25 +244,6 @@ def train(job: Job, say: Callable[[str], None] = print) -> Outcome:
     with run.averaged_weights():
         weights = checkpoint.save_weights(job, run.family, None if finished else step)
     return Outcome(weights, step, finished)
-
-
-class Sampler:
-    """The job's samples during training: the same prompts and seeds every time."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def write(self, step: int) -> None:
-        job, settings = self.run.job, self.run.job.sample
-        if job.train.disable_sampling or not settings.prompts:
-            return
-        seeds = [settings.seed + (index if settings.walk_seed else 0) for index in range(len(settings.prompts))]
-        with self.run.averaged_weights(), self.run.autocast():
-            images = sampling.sample(
-                self.run.family, settings.prompts, seeds, width=settings.width, height=settings.height,
-                guidance_scale=settings.guidance_scale, steps=settings.sample_steps, negative=settings.neg,
-            )  # fmt: skip
-        sampling.write_samples(job.save_root / "samples", step, images)
 
 
 class Metrics:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -71,9 +72,13 @@ def demo(output: Path, steps: int, number: int) -> None:
         file = output / f"{label.lower()}.yaml"
         file.write_text(yaml.safe_dump(job_document(f"tinyscenes_{label.lower()}", kind, steps), sort_keys=False))
         job = read_job(file)
+        shutil.rmtree(job.save_root, ignore_errors=True)  # a demo starts anew
         print("\n" + describe(job), flush=True)
         began = time.perf_counter()
-        loras[label] = train(job).weights
+        outcome = train(job)
+        if not outcome.finished:
+            raise KeyboardInterrupt
+        loras[label] = outcome.weights
         seconds[label] = time.perf_counter() - began
 
     results: dict[str, Benchmark] = {}
