@@ -54,7 +54,7 @@ def wilson(correct: int, number: int, z: float = 1.96) -> tuple[float, float]:
     rate, spread = correct / number, z * z / number
     center = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(rate * (1 - rate) / number + spread / (4 * number)) / (1 + spread)
-    return center - half, center + half
+    return max(center - half, 0.0), min(center + half, 1.0)
 
 
 def benchmark(
