@@ -69,6 +69,7 @@ def measure(folder: Path, steps: int, checkpointing: bool) -> dict:
         "soar_seconds": round(soar, 4),
         "time_ratio": round(soar / plain, 3),
         "floor": round(runs["SOARTrainer"].job.objective.cost(checkpointing), 3),
+        "sft_saved_megabytes": round(memory[0] / 2**20, 1),
         "saved_bytes_ratio": round(memory[1] / memory[0], 4),
     }
 
