@@ -216,6 +216,7 @@ def save_pipeline(vae: AutoencoderKL, model: TextToVelocity, folder: Path) -> No
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SCHEDULE_SHIFT),
         vae=vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, transformer=model.transformer,
     )  # fmt: skip
+    vae.register_to_config(_name_or_path="")  # no path of this machine in what is committed
     pipeline.transformer.half()
     pipeline.save_pretrained(folder)
     pipeline.transformer.float()
