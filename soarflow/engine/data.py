@@ -4,6 +4,7 @@ Which samples a step sees, and every random number of a sample, follow from (see
 the way samples are batched changes them.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator
@@ -46,19 +47,20 @@ class TrainingSet:
 
     def __init__(self, items: list[Item], embeddings: dict[str, Tensor], batch_size: int, seed: int) -> None:
         self.items, self.embeddings, self.batch_size, self.seed = items, embeddings, batch_size, seed
-        self.batches_per_epoch = len(self._epoch(0))
+        self.epoch = functools.lru_cache(maxsize=2)(self._group)  # a batch may be asked for on either side of an epoch's end
+        self.batches_per_epoch = len(self.epoch(0))
 
     def batch(self, number: int) -> list[Draw]:
         """The batch of that running number: items of one bucket, each with its own generator."""
         epoch, index = divmod(number, self.batches_per_epoch)
-        batches = self._epoch(epoch)
+        batches = self.epoch(epoch)
         first = epoch * len(self.items) + sum(map(len, batches[:index]))
         return [
             Draw(self.items[item], seeded_generator(self.seed, "sample", first + offset))
             for offset, item in enumerate(batches[index])
         ]
 
-    def _epoch(self, epoch: int) -> list[list[int]]:
+    def _group(self, epoch: int) -> list[list[int]]:
         """An epoch's batches: items in a random order, grouped by the shape of their latents as they come."""
         order = torch.randperm(len(self.items), generator=seeded_generator(self.seed, "epoch", epoch)).tolist()
         batches: list[list[int]] = []

@@ -66,6 +66,7 @@ class Run:
         self.family = load_family(job.model.arch, job.model.name_or_path, torch.float32, self.device)
         self.pipeline = self.family.pipeline
         self.training_set: TrainingSet = load_training_set(job, self.family)
+        self._move_encoders("cpu")  # everything is cached: their memory is the training's until the next samples
         self.parameters = self._make_trainable()
         settings = {"weight_decay": 0.01, **job.train.optimizer_params}
         warmup = {"num_warmup_steps": 0, **job.train.lr_scheduler_params}
@@ -80,6 +81,10 @@ class Run:
     def autocast(self) -> torch.autocast:
         """bfloat16 arithmetic where the job asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+
+    def _move_encoders(self, device: torch.device | str) -> None:
+        for encoder in (self.pipeline.vae, self.pipeline.text_encoder):
+            encoder.to(device)
 
     def _make_trainable(self) -> list[torch.nn.Parameter]:
         """Freezes everything but the LoRA, or but the transformer; trained weights are float32 always."""
@@ -162,11 +167,13 @@ class Run:
         if self.job.train.disable_sampling or not settings.prompts:
             return
         seeds = [settings.seed + (index if settings.walk_seed else 0) for index in range(len(settings.prompts))]
+        self._move_encoders(self.device)
         with self.averaged_weights(), self.autocast():
             images = sampling.sample(
                 self.family, settings.prompts, seeds, width=settings.width, height=settings.height,
                 guidance_scale=settings.guidance_scale, steps=settings.sample_steps, negative=settings.neg,
             )  # fmt: skip
+        self._move_encoders("cpu")
         sampling.write_samples(self.job.save_root / "samples", step, images)
 
     def state(self, step: int) -> dict[str, Any]:

@@ -82,11 +82,12 @@ def demo(output: Path, steps: int, number: int) -> None:
         seconds[label] = time.perf_counter() - began
 
     results: dict[str, Benchmark] = {}
+    family = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
     for label, lora in loras.items():
-        family = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
         if lora is not None:
             family.pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
         results[label] = benchmark(family, number)
+        family.pipeline.unload_lora_weights()
 
     print(f"\ncaptions drawn right, of {number} held-out ones (95 % interval), guidance 4.0, 20 steps:\n")
     print(table(results))
