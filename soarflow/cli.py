@@ -74,21 +74,14 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def describe(job: "Job") -> str:
     """The resolved settings and the cost multiplier, one line each."""
-    config, train = job.objective, job.train
+    train = job.train
     lines = [
         f"{job.name}: {job.type}, {'LoRA rank ' + str(job.network.linear) if job.network else 'full fine-tune'} of "
         f"{job.model.arch} at {job.model.name_or_path}",
         f"  {train.steps} steps, batch {train.batch_size} x {train.gradient_accumulation}, lr {train.lr:g}, "
         f"{train.optimizer}, {train.lr_scheduler}, {train.dtype}, timestep_type {train.timestep_type}",
+        "  " + job.objective.describe(train.gradient_checkpointing),
     ]
-    if config.num_corrections:
-        lines.append(
-            f"  soar: num_steps {config.num_steps}, cfg_scale {config.cfg_scale:g}, correction_weight "
-            f"{config.correction_weight:g}, num_aux_points {config.num_aux_points}, rollout {config.rollout}; "
-            f"the base loss weighs {config.base_weight:.3f}"
-        )
-    cost = config.cost(train.gradient_checkpointing)
-    lines.append(f"  compute per step: {cost:.2f} x plain SFT" if cost != 1 else "  plain SFT: no correction")
     return "\n".join(lines)
 
 

@@ -118,6 +118,16 @@ class SOARConfig:
         extra = (self.is_guided + pass_cost * self.num_corrections) / pass_cost
         return 1 + extra / self.every
 
+    def describe(self, checkpointing: bool = False) -> str:
+        """One line for the user: the settings in force, and what a step computes as a multiple of plain SFT's."""
+        if self.num_corrections == 0:
+            return "SOAR off: plain SFT, at its cost"
+        return (
+            f"SOAR: num_steps {self.num_steps}, cfg_scale {self.cfg_scale:g}, correction_weight {self.correction_weight:g}, "
+            f"num_aux_points {self.num_aux_points}, rollout {self.rollout}; the base loss weighs {self.base_weight:.3f}; "
+            f"compute per step {self.cost(checkpointing):.2f} x plain SFT's"
+        )
+
     def _check_rollout_noise(self) -> None:
         if self.rollout_noise is None:
             return

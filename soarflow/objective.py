@@ -175,23 +175,42 @@ def soar_backward(
 
     base = base_point(x0, noise, sigma, config)
     base_loss, v_cond = train_on(base)
+    return correct(
+        base, base_loss, v_cond, x0, config, lambda points: train_on(join(points))[0], predict_uncond, generator, snap, shift
+    )
+
+
+def correct(
+    base: TrainingPoint,
+    base_loss: Tensor,
+    v_cond: Tensor,
+    x0: Tensor,
+    config: SOARConfig,
+    train_on: Callable[[list[TrainingPoint]], Tensor],
+    predict_uncond: Predict | None = None,
+    generator: Generator = None,
+    snap: Callable[[Tensor], Tensor] | None = None,
+    shift: float = 1.0,
+) -> SOARResult:
+    """Steps 2 to 5, for a trainer that has trained on the base point: `base_loss` and `v_cond` are what that gave, detached.
+
+    `train_on(points)` is called with `points_per_pass` points at a time; it back-propagates the mean of their losses with the
+    sum of their weights, and returns that mean, detached.
+    """
     nothing = base_loss.new_zeros(())
     if config.num_corrections == 0:
         return SOARResult(base_loss, base_loss, nothing, nothing, nothing, nothing)
 
     z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator, shift)
     losses, sizes, levels = [], [], []
-    remaining = config.num_corrections
-    while remaining:
-        number = min(config.points_per_pass, remaining)
-        points = [correction_point(z_off, sigma_next, x0, noise, config, generator, snap) for _ in range(number)]
-        point = join(points)
-        losses.append(train_on(point)[0] * number)
-        sizes += [(each.noise - widen(noise)).square().mean() for each in points]
-        levels += [each.sigma.mean() for each in points]
-        remaining -= number
+    while len(sizes) < config.num_corrections:
+        number = min(config.points_per_pass, config.num_corrections - len(sizes))
+        points = [correction_point(z_off, sigma_next, x0, base.noise, config, generator, snap) for _ in range(number)]
+        losses.append(train_on(points) * number)
+        sizes += [(point.noise - widen(base.noise)).square().mean() for point in points]
+        levels += [point.sigma.mean() for point in points]
 
     correction = torch.stack(losses).sum() / config.num_corrections
     total = config.base_weight * (base_loss + config.correction_weight * config.num_corrections * correction)
-    step_size = (z_off - interpolate(x0, noise, sigma_next)).square().mean().sqrt()
+    step_size = (z_off - interpolate(x0, base.noise, sigma_next)).square().mean().sqrt()
     return SOARResult(total, base_loss, correction, step_size, torch.stack(sizes).mean().sqrt(), torch.stack(levels).mean())

@@ -235,7 +235,7 @@ def test_the_command_says_what_it_does(document, write_job, capsys):
     assert main(["check", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "num_steps 30, cfg_scale 3, correction_weight 1, num_aux_points 2" in printed
-    assert "compute per step: 3.33 x plain SFT" in printed and "8 pictures with captions" in printed
+    assert "compute per step 3.33 x plain SFT's" in printed and "8 pictures with captions" in printed
     assert not (path.parent / "output").exists()
     assert main(["train", str(path)]) == 0
     assert "finished at step 6" in capsys.readouterr().out
