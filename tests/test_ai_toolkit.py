@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.testing import assert_close
 
@@ -276,3 +277,17 @@ def test_the_door_gives_a_trainer_in_a_clone_of_any_name(tmp_path, name, complet
     assert result.returncode == 0, result.stderr
     expected = "SOARTrainer ['Correction', 'DiffusionTrainer']" if complete else "UnusableSOARTrainer ['object']"
     assert result.stdout.strip() == f"SOARTrainer {expected}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "ai_toolkit").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_example_jobs_pass_the_extensions_own_checks(file):
+    (process,) = yaml.safe_load(file.read_text(encoding="utf-8"))["config"]["process"]
+
+    class Job(StandIn):
+        def __init__(self, soar):
+            super().__init__(soar, **process["train"])
+            self.model_config = SimpleNamespace(**process["model"])
+            self.datasets = [SimpleNamespace(**dataset) for dataset in process["datasets"]]
+
+    trainer = type("Trainer", (Correction, Job), {})(process["soar"])
+    assert process["type"] == "SOARTrainer" and trainer.soar.num_corrections > 0
