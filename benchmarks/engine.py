@@ -1,0 +1,97 @@
+"""What a step costs: SOAR at the default N = 4 against plain SFT, steps in turn, on the bundled model.
+
+`python benchmarks/engine.py` prints the ratios beside METHOD.md's count of forwards and writes benchmarks/results/engine.json.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+import yaml
+
+from soarflow.engine.job import read_job
+from soarflow.engine.training import Run
+from soarflow.tinyscenes.demo import job_document, write_clean_set
+
+HERE = Path(__file__).parent
+
+
+def make_run(folder: Path, kind: str, checkpointing: bool) -> Run:
+    document = job_document(kind, kind, 1000)
+    document["config"]["process"][0]["train"]["gradient_checkpointing"] = checkpointing
+    path = folder / f"{kind}.yaml"
+    path.write_text(yaml.safe_dump(document))
+    run = Run(read_job(path))
+    run.pipeline.transformer.train()
+    return run
+
+
+def saved_bytes(run: Run, step: int) -> int:
+    """The most bytes that autograd keeps for backward at any time of a step."""
+    kept = peak = 0
+
+    class Kept:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal kept, peak
+            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+            kept += self.size
+            peak = max(peak, kept)
+
+        def __del__(self) -> None:
+            nonlocal kept
+            kept -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda one: one.tensor):
+        run.training_step(step)
+    return peak
+
+
+def measure(folder: Path, steps: int, checkpointing: bool) -> dict:
+    runs = {kind: make_run(folder, kind, checkpointing) for kind in ("diffusion_trainer", "SOARTrainer")}
+    seconds: dict[str, list[float]] = {kind: [] for kind in runs}
+    for step in range(steps + 2):
+        for kind, run in runs.items():
+            start = time.perf_counter()
+            run.training_step(step)
+            seconds[kind].append(time.perf_counter() - start)
+    plain, soar = (statistics.median(times[2:]) for times in seconds.values())
+    memory = [saved_bytes(run, steps + 2) for run in runs.values()]
+    return {
+        "gradient_checkpointing": checkpointing,
+        "sft_seconds": round(plain, 4),
+        "soar_seconds": round(soar, 4),
+        "time_ratio": round(soar / plain, 3),
+        "floor": round(runs["SOARTrainer"].job.objective.cost(checkpointing), 3),
+        "sft_saved_megabytes": round(memory[0] / 2**20, 1),
+        "saved_bytes_ratio": round(memory[1] / memory[0], 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        write_clean_set(Path(name) / "images")
+        rows = [measure(Path(name), args.steps, checkpointing) for checkpointing in (False, True)]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    record = {
+        "date": date.today().isoformat(),
+        "commit": commit,
+        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "setting": f"bundled model, LoRA rank 16, batch 8, float32, N = 4, cfg_scale 4.5, median of {args.steps} steps each",
+        "rows": rows,
+    }
+    (HERE / "results" / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
