@@ -49,6 +49,9 @@ class Outcome:
 class Run:
     """A job brought to life: model, trainable parameters, optimizer, data."""
 
+    objective = staticmethod(soar_backward)
+    """What a step trains on; a study may put another objective of the same signature here."""
+
     def __init__(self, job: Job) -> None:
         from accelerate import Accelerator
         from diffusers.optimization import get_scheduler
@@ -120,7 +123,7 @@ class Run:
             sigma = draw_sigma(train.timestep_type, self.family.schedule_shift(), generators).to(self.device)
             noise = torch.stack([torch.randn(x0.shape[1:], generator=each) for each in generators]).to(self.device)
             results.append(
-                soar_backward(
+                self.objective(
                     self._predictor(features), x0, noise, sigma, config,
                     predict_uncond=self._predictor(empty),
                     loss_fn=LOSSES[train.loss_type],
@@ -213,11 +216,11 @@ def _kept_caption(draw: Draw) -> str:
     return "" if dropped else draw.item.caption
 
 
-def train(job: Job, say: Callable[[str], None] = print) -> Outcome:
+def train(job: Job, say: Callable[[str], None] = print, make_run: Callable[[Job], Run] = Run) -> Outcome:
     """Runs a job to its end, from its saved state if there is one; Ctrl-C ends it after the current step, saved."""
     from tqdm import tqdm
 
-    run = Run(job)
+    run = make_run(job)
     job.save_root.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.load_state(job.save_root)
     first = run.restore(saved) if saved else 0

@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the pipeline")
     parser.add_argument("--work", type=Path, default=Path("pretrain_work"), help="caches and the state to go on from")
     parser.add_argument("--vae-steps", type=int, default=1700)
-    parser.add_argument("--steps", type=int, default=18_000)
+    parser.add_argument("--steps", type=int, default=14_000)
     parser.add_argument("--decay", type=int, default=3_000, help="steps of the final decay")
     parser.add_argument("--batch-size", type=int, default=16, help="of each process")
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)

@@ -1,0 +1,258 @@
+"""What SOAR buys on the bundled model, where quality is read exactly from the pixels: at equal steps and at equal compute.
+
+`python benchmarks/quality.py` runs the study's cells in the order of their importance and writes each to results/quality; a
+cell that is there is skipped, so the study can be stopped at any time. `--share 0/2` and `--share 1/2` split it between two
+processes. `--report` makes RESULTS.md of what is there; `--quick` runs a small version in minutes, into another folder.
+
+All arms of a seed see the same pictures, noise and base levels, and are sampled from the same starting noise.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from baselines import reflexflow, scheduled_sampling
+from PIL import Image
+from scipy import linalg, ndimage
+
+from soarflow.cli import BUNDLED
+from soarflow.engine.families import Family, load_family
+from soarflow.engine.job import Job, read_job
+from soarflow.engine.sampling import sample
+from soarflow.engine.training import Run, train
+from soarflow.objective import soar_backward
+from soarflow.probe import exposure_bias
+from soarflow.tinyscenes.benchmark import CAPTION_SEED
+from soarflow.tinyscenes.captions import CATEGORIES, Caption, draw_captions
+from soarflow.tinyscenes.demo import job_document, write_clean_set
+from soarflow.tinyscenes.evaluator import evaluate_image
+from soarflow.tinyscenes.pretrain import pixels_of
+from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render
+
+HERE = Path(__file__).parent
+OBJECTIVES = {"soar": soar_backward, "scheduled_sampling": scheduled_sampling, "reflexflow": reflexflow}
+SAMPLINGS = [(2.5, 30), (4.5, 30), (1.0, 30), (2.5, 8), (4.5, 8), (1.0, 8)]
+"""(guidance, steps); the first is the one that differences are first read from."""
+STEPS = 150
+REFERENCE_SEED = 31
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained and measured model. `compute` is the training's, in steps of plain SFT."""
+
+    arm: str
+    seed: int
+    steps: int = STEPS
+    network: str = "lora"
+    objective: str = "soar"
+    soar: dict = field(default_factory=dict)
+    group: str = "main"
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}_{self.network}_{self.arm}_{self.steps}_{self.seed}".replace(" ", "-")
+
+
+def cells() -> Iterator[Cell]:
+    """The study, the most telling cells first: each seed's main arms, then the sweeps, then the full fine-tune."""
+    soar = {"num_steps": 30, "cfg_scale": 4.5, "correction_weight": 1, "num_aux_points": 4}
+    off, levels = {**soar, "correction_weight": 0}, {**soar, "rollout": "none"}
+
+    def main_arms(seed: int, network: str) -> Iterator[Cell]:
+        budget = round(STEPS * 16 / 3)  # what SOAR at N = 4 computes, in steps of SFT
+        make = partial(Cell, seed=seed, network=network)
+        yield make("SFT", soar=off)
+        yield make("SOAR", soar=soar)
+        yield make("SFT", soar=off, steps=budget)
+        yield make("SFT N levels", soar=levels)
+        yield make("SFT N levels", soar=levels, steps=round(budget / 5))
+        for objective, forwards in (("scheduled_sampling", 7), ("reflexflow", 7)):
+            yield make(objective, objective=objective, soar=soar)
+            yield make(objective, objective=objective, soar=soar, steps=round(budget * 3 / forwards))
+
+    yield Cell("base", 0, steps=0, soar=off)
+    for seed in range(5):
+        yield from main_arms(seed, "lora")
+    sweeps = [
+        *({"cfg_scale": value} for value in (1, 2.5, 7.5)),
+        *({"num_aux_points": value} for value in (1, 2, 8)),
+        *({"correction_weight": value} for value in (0.1, 0.3, 3)),
+        *({"num_steps": value} for value in (4, 10, 100)),
+        *({"sigma_min": value} for value in (0.001, 0.1)),
+        {"step_space": "schedule"},
+        {"shared_noise": False},
+        *({"rollout": value} for value in ("sde", "flow_sde", "cps", "simple")),
+    ]
+    for seed in range(3):
+        for change in sweeps:
+            ((key, value),) = change.items()
+            yield Cell(f"{key} {value}", seed, soar={**soar, **change}, group="sweep")
+    for seed in range(5):
+        yield from main_arms(seed, "full")
+
+
+class Trained:
+    """A cell's model: the bundled pipeline with the cell's training applied."""
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        start = time.perf_counter()
+        self.family = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
+        self.losses: list[dict] = []
+        if cell.steps:
+            job = make_job(cell, folder)
+            outcome = train(job, say=lambda _: None, make_run=lambda job: make_run(job, cell.objective))
+            metrics = [json.loads(line) for line in (job.save_root / "metrics.jsonl").read_text().splitlines()]
+            self.losses = metrics[:: max(len(metrics) // 20, 1)]
+            if cell.network == "lora":
+                self.family.pipeline.load_lora_weights(str(outcome.weights.parent), weight_name=outcome.weights.name)
+                self.family.pipeline.fuse_lora()
+            else:
+                trained = type(self.family.pipeline.transformer).from_pretrained(outcome.weights)
+                self.family.pipeline.transformer.load_state_dict(trained.float().state_dict())
+        self.seconds = time.perf_counter() - start
+
+
+def make_job(cell: Cell, folder: Path) -> Job:
+    document = job_document("cell", "SOARTrainer", cell.steps)
+    process = document["config"]["process"][0]
+    process["soar"] = cell.soar
+    process["train"]["seed"] = 100 + cell.seed
+    if cell.network == "full":
+        del process["network"]
+        process["train"]["lr"] = 1e-4
+    write_clean_set(folder / "images")
+    (folder / "job.yaml").write_text(yaml.safe_dump(document))
+    return read_job(folder / "job.yaml")
+
+
+def make_run(job: Job, objective: str) -> Run:
+    run = Run(job)
+    run.objective = OBJECTIVES[objective]
+    return run
+
+
+def features(family: Family, images: list[Image.Image]) -> np.ndarray:
+    """A fixed feature space: the bundled VAE's latents, averaged over 4 x 4 regions; (number, 64)."""
+    latents = torch.cat([family.encode_images(batch) for batch in pixels_of(images).split(100)])
+    return torch.nn.functional.adaptive_avg_pool2d(latents, 4).flatten(1).double().numpy()
+
+
+def frechet(one: np.ndarray, other: np.ndarray) -> float:
+    """Frechet distance of two normal distributions with the samples' means and covariances."""
+    covariances = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    root = np.real(linalg.sqrtm(covariances[0] @ covariances[1]))
+    return float(((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
+
+
+def sharpness(images: list[Image.Image]) -> float:
+    """Root mean square of the Laplacian, over all pictures: falls as edges blur."""
+    pictures = np.stack([np.asarray(image.convert("L"), dtype=np.float64) for image in images])
+    return float(np.sqrt((ndimage.laplace(pictures, mode="nearest")[:, 1:-1, 1:-1] ** 2).mean()))
+
+
+def draw(family: Family, captions: list[Caption], guidance: float, steps: int, seed: int) -> list[Image.Image]:
+    seeds = [seed * 1_000_003 + index for index in range(len(captions))]
+    texts = [str(caption) for caption in captions]
+    return sample(family, texts, seeds, width=SIZE, height=SIZE, guidance_scale=guidance, steps=steps)
+
+
+def measure(family: Family, number: int, samplings: list[tuple[float, int]]) -> dict:
+    """Everything that is measured of a model; verdicts are kept by caption, for paired comparisons."""
+    captions = draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
+    reference = [render(scene.things) for scene in draw_scenes(REFERENCE_SEED, number, held_out=True)]
+    reference_features = features(family, reference)
+    rows = {}
+    for guidance, steps in samplings:
+        images = draw(family, captions, guidance, steps, seed=42)
+        verdicts = [evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)]
+        rows[f"{guidance}/{steps}"] = {
+            "correct": "".join(str(int(verdict.correct)) for verdict in verdicts),
+            "score": [round(verdict.score, 3) for verdict in verdicts],
+            "frechet": round(frechet(features(family, images), reference_features), 4),
+            "sharpness": round(sharpness(images), 3),
+        }
+    guidance, steps = samplings[0]
+    few = [caption for caption in captions[: 2 * len(CATEGORIES)] for _ in range(8)]
+    groups = features(family, draw(family, few, guidance, steps, seed=43)).reshape(-1, 8, 64)
+    distances = [np.linalg.norm(group[:, None] - group[None], axis=-1)[np.triu_indices(8, 1)].mean() for group in groups]
+    return {"samplings": rows, "variety": round(float(np.mean(distances)), 4), "exposure_bias": probe(family)}
+
+
+def probe(family: Family) -> dict:
+    """Exposure bias on 256 held-out pictures, guided as in sampling and not."""
+    scenes = draw_scenes(REFERENCE_SEED + 1, 256, held_out=True)
+    x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(REFERENCE_SEED))
+    cond, empty = family.encode_text([str(scene.caption) for scene in scenes]), family.encode_text([""]) * len(scenes)
+    biases = {}
+    for scale in (1.0, 2.5):
+        bias = exposure_bias(
+            lambda z, sigma: family.predict(z, sigma, cond), x0, noise,
+            predict_uncond=lambda z, sigma: family.predict(z, sigma, empty), cfg_scale=scale,
+        )  # fmt: skip
+        biases[str(scale)] = {key: [round(float(value), 5) for value in values] for key, values in vars(bias).items()}
+    return biases
+
+
+def run_cell(cell: Cell, results: Path, number: int, samplings: list[tuple[float, int]]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        trained = Trained(cell, Path(name))
+    start = time.perf_counter()
+    measures = measure(trained.family, number, samplings)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    record = {
+        "cell": vars(cell), "date": date.today().isoformat(), "commit": commit, "number": number,
+        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "training_seconds": round(trained.seconds, 1), "measuring_seconds": round(time.perf_counter() - start, 1),
+        "metrics": trained.losses, **measures,
+    }  # fmt: skip
+    partial_file = results / f"{cell.name}.partial"
+    partial_file.write_text(json.dumps(record) + "\n")
+    os.replace(partial_file, results / f"{cell.name}.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", default="0/1", help="this process's share of the cells, as index/number of processes")
+    parser.add_argument("--minutes", type=float, default=360, help="start no cell after this time")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    if args.report:
+        import report
+
+        report.write(HERE / "results" / "quality", HERE / "RESULTS.md")
+        return
+    results = HERE / "results" / ("quality_quick" if args.quick else "quality")
+    results.mkdir(parents=True, exist_ok=True)
+    index, processes = map(int, args.share.split("/"))
+    study = list(cells())[:3] if args.quick else list(cells())
+    number, samplings = (105, SAMPLINGS[:1]) if args.quick else (1_050, SAMPLINGS)
+    start = time.time()
+    for cell in study[index::processes]:
+        if (results / f"{cell.name}.json").exists():
+            continue
+        if time.time() - start > 60 * args.minutes:
+            break
+        run_cell(cell, results, number, samplings)
+        row = json.loads((results / f"{cell.name}.json").read_text())
+        correct = row["samplings"]["2.5/30"]["correct"]
+        times = f"trained in {row['training_seconds']:.0f} s, measured in {row['measuring_seconds']:.0f} s"
+        print(f"{cell.name}: {correct.count('1') / number:.1%} of {number}, {times}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
