@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from soarflow.cli import BUNDLED, main
+from soarflow.engine.families import load_family
+from soarflow.tinyscenes.benchmark import benchmark
 from soarflow.tinyscenes.evaluator import evaluate_image
 from soarflow.tinyscenes.pretrain import encode, pixels_of
 from soarflow.tinyscenes.scenes import draw_scenes, render
@@ -41,6 +43,13 @@ def test_reconstructions_still_hold_their_captions(pipeline):
         evaluate_image(Image.fromarray(picture), scene.caption) for picture, scene in zip(pictures, scenes, strict=True)
     ]
     assert sum(verdict.correct for verdict in verdicts) >= 0.98 * len(scenes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [2.5, 4.5])
+def test_the_base_draws_at_least_half_of_the_held_out_captions(guidance):
+    result = benchmark(load_family("zimage", str(BUNDLED), torch.float32, "cpu"), 210, guidance_scale=guidance)
+    assert result.rates["overall"].correct >= 105
 
 
 def test_the_commands_sample_and_evaluate(tmp_path, capsys):
