@@ -100,10 +100,11 @@ def write(folder: Path, file: Path) -> None:
 def _heading(study: Study) -> str:
     records = list(itertools.chain(*study.cells.values()))
     commits, hardware = (sorted({record[key] for record in records}) for key in ("commit", "hardware"))
+    source = f"{len(records)} cells, {records[0]['number']} held-out captions each; commits {', '.join(commits)}; "
     return (
-        f"# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` from {len(records)} cells, "
-        f"{records[0]['number']} held-out captions each; commits {', '.join(commits)}; {', '.join(hardware)}.\n"
-        "Intervals are 95 %, over seeds; differences are paired by seed, caption and starting noise; one inside its interval is called none."
+        f"# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` from {source}"
+        f"{', '.join(hardware)}.\nIntervals are 95 %, over seeds; differences are paired by seed, caption and starting noise; one "
+        "inside its interval is called none."
     )
 
 
