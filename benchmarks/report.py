@@ -103,7 +103,7 @@ def _heading(study: Study) -> str:
     source = f"{len(records)} cells, {records[0]['number']} held-out captions each; commits {', '.join(commits)}; "
     return (
         f"# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` from {source}"
-        f"{', '.join(hardware)}.\nIntervals are 95 %, over seeds; differences are paired by seed, caption and starting noise; one "
+        f"{', '.join(hardware)}.\nIntervals are 95 %, over seeds; differences are paired by seed, caption and noise; one "
         "inside its interval is called none."
     )
 
