@@ -2,13 +2,8 @@
 
 A Z-Image pipeline at toy size. The text encoder is random; the VAE is trained first, then the transformer, by plain flow
 matching, on scenes of which some are sloppily laid out or wrongly captioned, so that post-training has something to gain.
-Every draw derives from (seed, step, process): a run that was cut off goes on from its last state as if it had not been.
-
-A model so small keeps one core busy and no more; one process a core is twice as fast as two threads, which is how the
-committed one was made:
-
-    accelerate launch --cpu --num_processes 2 --num_cpu_threads_per_process 1 -m soarflow.tinyscenes.pretrain \\
-        --output FOLDER --compile
+Every draw derives from (seed, step): a run that was cut off goes on from its last state as if it had not been. With --compile
+it takes about 50 minutes on one core; a model so small gains nothing from a second thread (OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -18,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
@@ -168,10 +162,9 @@ def curriculum(step: int) -> torch.Tensor:
     return torch.tensor([shares.get(category, rest) for category in CATEGORIES])
 
 
-def train_transformer(vae: AutoencoderKL, work: Path, args: argparse.Namespace, accelerator: Accelerator) -> TextToVelocity:
+def train_transformer(vae: AutoencoderKL, work: Path, args: argparse.Namespace) -> TextToVelocity:
     """Flow matching with sigma drawn logit-normal around 0.69, one caption in ten empty; returns the averaged weights."""
-    with accelerator.main_process_first():
-        latents, captions = training_set(vae, work)
+    latents, captions = training_set(vae, work)
     categories = torch.tensor([CATEGORIES.index(category_of(caption)) for caption in captions])
     torch.manual_seed(TRAIN_SEED)
     model = TextToVelocity(make_tokenizer())
@@ -186,21 +179,20 @@ def train_transformer(vae: AutoencoderKL, work: Path, args: argparse.Namespace, 
         first = state["step"]
     if args.compile:
         model.transformer.compile_repeated_blocks()
-    predict = accelerator.prepare_model(model)
     start, losses = time.time(), []
     for step in range(first, args.steps):
-        generator = torch.Generator().manual_seed((TRAIN_SEED * 1_000_003 + step) * 64 + accelerator.process_index)
+        generator = torch.Generator().manual_seed((TRAIN_SEED * 1_000_003 + step) * 64)
         index = torch.multinomial(curriculum(step)[categories], args.batch_size, replacement=True, generator=generator)
         dropped = torch.rand(args.batch_size, generator=generator) < 0.1
         texts = ["" if drop else str(captions[i]) for i, drop in zip(index.tolist(), dropped.tolist(), strict=True)]
         x0 = latents[index]
         noise = torch.randn(x0.shape, generator=generator)
         sigma = torch.sigmoid(0.8 + torch.randn(args.batch_size, generator=generator))
-        loss = functional.mse_loss(predict(interpolate(x0, noise, sigma), sigma, texts), velocity(x0, noise))
+        loss = functional.mse_loss(model(interpolate(x0, noise, sigma), sigma, texts), velocity(x0, noise))
         _update(model, optimizer, loss, learning_rate(step, args.steps, args.learning_rate, 300, args.decay))
         average.step(model.transformer.parameters())
         losses.append(loss.item())
-        if accelerator.is_main_process and ((step + 1) % 250 == 0 or step + 1 == args.steps):
+        if (step + 1) % 250 == 0 or step + 1 == args.steps:
             seconds = round((time.time() - start) / (step + 1 - first), 3)
             loss_mean = round(float(np.mean(losses)), 5)
             _report(work / "log.jsonl", stage="transformer", step=step + 1, loss=loss_mean, seconds_per_step=seconds)
@@ -244,25 +236,21 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=1700)
     parser.add_argument("--steps", type=int, default=14_000)
     parser.add_argument("--decay", type=int, default=3_000, help="steps of the final decay")
-    parser.add_argument("--batch-size", type=int, default=16, help="of each process")
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks (needs a C++ compiler)")
     args = parser.parse_args()
 
-    accelerator = Accelerator(cpu=True)
     args.work.mkdir(parents=True, exist_ok=True)
     log, vae_folder = args.work / "log.jsonl", args.work / "vae"
-    with accelerator.main_process_first():
-        if not vae_folder.exists():
-            train_vae(args.vae_steps, log).save_pretrained(vae_folder)
+    if not vae_folder.exists():
+        train_vae(args.vae_steps, log).save_pretrained(vae_folder)
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-    model = train_transformer(vae, args.work, args, accelerator)
-    if accelerator.is_main_process:
-        save_pipeline(vae, model, args.output)
-        settings = {key: value for key, value in vars(args).items() if key not in ("output", "work")}
-        settings["processes"] = accelerator.num_processes
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        (args.output / "pretrain.json").write_text(json.dumps({"settings": settings, "log": rows}, indent=1) + "\n")
+    model = train_transformer(vae, args.work, args)
+    save_pipeline(vae, model, args.output)
+    settings = {key: value for key, value in vars(args).items() if key not in ("output", "work")}
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    (args.output / "pretrain.json").write_text(json.dumps({"settings": settings, "log": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
