@@ -44,7 +44,7 @@ def job_document(name: str, kind: str, steps: int) -> dict:
                     "train": {
                         "steps": steps,
                         "batch_size": 8,
-                        "lr": 5e-4,
+                        "lr": 2e-3,
                         "optimizer": "adamw",
                         "timestep_type": "sigmoid",
                         "dtype": "float32",
