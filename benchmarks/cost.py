@@ -260,7 +260,7 @@ def measure(name: str, training: str, checkpointing: bool, device: str, rounds: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds; 0 times nothing")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds; 0 times nothing")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "meta"
     rows = []
