@@ -202,7 +202,9 @@ def correct(
         return SOARResult(base_loss, base_loss, nothing, nothing, nothing, nothing)
 
     z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator, shift)
-    losses, sizes, levels = [], [], []
+    losses: list[Tensor] = []
+    sizes: list[Tensor] = []
+    levels: list[Tensor] = []
     while len(sizes) < config.num_corrections:
         number = min(config.points_per_pass, config.num_corrections - len(sizes))
         points = [correction_point(z_off, sigma_next, x0, base.noise, config, generator, snap) for _ in range(number)]

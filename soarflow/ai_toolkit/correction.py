@@ -9,7 +9,7 @@ a point as they do to the base. One graph is alive at a time; the host is handed
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,11 @@ from ..config import ConfigError, SOARConfig
 from ..objective import TrainingPoint, correct, join
 from ..path import expand, interpolate, widen
 from .compatibility import check_model, check_settings, needs_grid
+
+if TYPE_CHECKING:
+    Host: Any  # the class of AI Toolkit that Correction is mixed into; it has no types
+else:
+    Host = object
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,10 @@ class HostStep:
         return sigma if self.grid is None else self.host_timesteps(sigma) / 1000
 
 
-class Correction:
+class Correction(Host):
     """Mix into AI Toolkit's trainer, before it: `class SOARTrainer(Correction, DiffusionTrainer)`."""
+
+    additional_logs: dict[str, Any]  # the host's
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
