@@ -2,7 +2,7 @@
 
 `python benchmarks/cost.py` counts floating-point operations and the bytes that autograd keeps for backward, on the bundled
 model and on SD3.5-Medium's and FLUX.1-dev's real shapes (random weights; on the meta device where there is no GPU), and times
-the steps in turn, where the weights are real. It writes benchmarks/results/cost.json.
+the steps in turn, where the weights are real. It writes benchmarks/results/cost_MODEL.json.
 
 The floor of a setting is (1 + N) times plain SFT's own operations plus one forward without gradient if the rollout is guided.
 """
@@ -263,18 +263,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; 0 times nothing")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "meta"
-    rows = []
-    for name, training, checkpointing in itertools.product(args.models, ("lora", "full"), (False, True)):
-        rows += measure(name, training, checkpointing, device, args.rounds)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
     hardware = (
         torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     )
-    record = {
-        "date": date.today().isoformat(), "commit": commit, "hardware": f"{hardware}, torch {torch.__version__}",
-        "rounds": args.rounds, "rows": rows,
-    }  # fmt: skip
-    (HERE / "results" / "cost.json").write_text(json.dumps(record, indent=1) + "\n")
+    for name in args.models:
+        rows = []
+        for training, checkpointing in itertools.product(("lora", "full"), (False, True)):
+            rows += measure(name, training, checkpointing, device, args.rounds)
+        record = {
+            "date": date.today().isoformat(), "commit": commit, "hardware": f"{hardware}, torch {torch.__version__}",
+            "rounds": args.rounds, "rows": rows,
+        }  # fmt: skip
+        (HERE / "results" / f"cost_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
