@@ -43,8 +43,12 @@ from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render
 
 HERE = Path(__file__).parent
 OBJECTIVES = {"soar": soar_backward, "scheduled_sampling": scheduled_sampling, "reflexflow": reflexflow}
-SAMPLINGS = [(2.5, 30), (4.5, 30), (1.0, 30), (2.5, 8), (4.5, 8), (1.0, 8)]
-"""(guidance, steps); the first is the one that differences are first read from."""
+SAMPLINGS = {
+    "main": [(2.5, 30), (4.5, 30), (1.0, 30), (2.5, 8), (4.5, 8), (1.0, 8)],
+    "full": [(2.5, 30), (2.5, 8)],
+    "sweep": [(2.5, 8)],
+}
+"""(guidance, steps) by group of cells: sampling is what the study's time goes into."""
 STEPS = 150
 REFERENCE_SEED = 31
 
@@ -56,37 +60,42 @@ class Cell:
     arm: str
     seed: int
     steps: int = STEPS
-    network: str = "lora"
     objective: str = "soar"
     soar: dict = field(default_factory=dict)
     group: str = "main"
 
     @property
+    def network(self) -> str:
+        return "full" if self.group == "full" else "lora"
+
+    @property
     def name(self) -> str:
-        return f"{self.group}_{self.network}_{self.arm}_{self.steps}_{self.seed}".replace(" ", "-")
+        return f"{self.group}_{self.arm}_{self.steps}_{self.seed}".replace(" ", "-")
 
 
 def cells() -> Iterator[Cell]:
-    """The study, the most telling cells first: each seed's main arms, then the sweeps, then the full fine-tune."""
+    """The study, the most telling cells first: the main arms seed by seed, the sweeps, the full fine-tune, and last the
+    baselines at equal compute."""
     soar = {"num_steps": 30, "cfg_scale": 4.5, "correction_weight": 1, "num_aux_points": 4}
     off, levels = {**soar, "correction_weight": 0}, {**soar, "rollout": "none"}
+    budget = round(STEPS * 16 / 3)  # what SOAR at N = 4 computes, in steps of SFT
+    baselines = ("scheduled_sampling", "reflexflow")  # 7 forwards a step, SFT has 3
 
-    def main_arms(seed: int, network: str) -> Iterator[Cell]:
-        budget = round(STEPS * 16 / 3)  # what SOAR at N = 4 computes, in steps of SFT
-        make = partial(Cell, seed=seed, network=network)
+    def main_arms(seed: int, group: str) -> Iterator[Cell]:
+        make = partial(Cell, seed=seed, group=group)
         yield make("SFT", soar=off)
         yield make("SOAR", soar=soar)
         yield make("SFT", soar=off, steps=budget)
         yield make("SFT N levels", soar=levels)
         yield make("SFT N levels", soar=levels, steps=round(budget / 5))
-        for objective, forwards in (("scheduled_sampling", 7), ("reflexflow", 7)):
-            yield make(objective, objective=objective, soar=soar)
-            yield make(objective, objective=objective, soar=soar, steps=round(budget * 3 / forwards))
 
     yield Cell("base", 0, steps=0, soar=off)
     for seed in range(5):
-        yield from main_arms(seed, "lora")
+        yield from main_arms(seed, "main")
+        for objective in baselines:
+            yield Cell(objective, seed, objective=objective, soar=soar)
     sweeps = [
+        {},
         *({"cfg_scale": value} for value in (1, 2.5, 7.5)),
         *({"num_aux_points": value} for value in (1, 2, 8)),
         *({"correction_weight": value} for value in (0.1, 0.3, 3)),
@@ -98,10 +107,13 @@ def cells() -> Iterator[Cell]:
     ]
     for seed in range(3):
         for change in sweeps:
-            ((key, value),) = change.items()
-            yield Cell(f"{key} {value}", seed, soar={**soar, **change}, group="sweep")
+            label = " ".join(f"{key} {value}" for key, value in change.items()) or "defaults"
+            yield Cell(label, seed, soar={**soar, **change}, group="sweep")
     for seed in range(5):
         yield from main_arms(seed, "full")
+    for seed in range(5):
+        for objective in baselines:
+            yield Cell(objective, seed, objective=objective, soar=soar, steps=round(budget * 3 / 7))
 
 
 class Trained:
@@ -192,8 +204,8 @@ def measure(family: Family, number: int, samplings: list[tuple[float, int]]) -> 
 
 
 def probe(family: Family) -> dict:
-    """Exposure bias on 256 held-out pictures, guided as in sampling and not."""
-    scenes = draw_scenes(REFERENCE_SEED + 1, 256, held_out=True)
+    """Exposure bias on 128 held-out pictures, guided as in sampling and not."""
+    scenes = draw_scenes(REFERENCE_SEED + 1, 128, held_out=True)
     x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(REFERENCE_SEED))
     cond, empty = family.encode_text([str(scene.caption) for scene in scenes]), family.encode_text([""]) * len(scenes)
@@ -214,7 +226,7 @@ def run_cell(cell: Cell, results: Path, number: int, samplings: list[tuple[float
     measures = measure(trained.family, number, samplings)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
     record = {
-        "cell": vars(cell), "date": date.today().isoformat(), "commit": commit, "number": number,
+        "cell": {**vars(cell), "network": cell.network}, "date": date.today().isoformat(), "commit": commit, "number": number,
         "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "training_seconds": round(trained.seconds, 1), "measuring_seconds": round(time.perf_counter() - start, 1),
         "metrics": trained.losses, **measures,
@@ -240,16 +252,16 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     index, processes = map(int, args.share.split("/"))
     study = list(cells())[:3] if args.quick else list(cells())
-    number, samplings = (105, SAMPLINGS[:1]) if args.quick else (1_050, SAMPLINGS)
+    number = 105 if args.quick else 1_050
     start = time.time()
     for cell in study[index::processes]:
         if (results / f"{cell.name}.json").exists():
             continue
         if time.time() - start > 60 * args.minutes:
             break
-        run_cell(cell, results, number, samplings)
+        run_cell(cell, results, number, SAMPLINGS["sweep" if args.quick else cell.group])
         row = json.loads((results / f"{cell.name}.json").read_text())
-        correct = row["samplings"]["2.5/30"]["correct"]
+        correct = next(iter(row["samplings"].values()))["correct"]
         times = f"trained in {row['training_seconds']:.0f} s, measured in {row['measuring_seconds']:.0f} s"
         print(f"{cell.name}: {correct.count('1') / number:.1%} of {number}, {times}", flush=True)
 

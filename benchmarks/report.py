@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-Key = tuple[str, str, str, int]
-"""Group, network, arm, training steps."""
+Key = tuple[str, str, int]
+"""Group, arm, training steps."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class Study:
         for file in sorted(folder.glob("*.json")):
             record = json.loads(file.read_text())
             cell = record["cell"]
-            self.cells.setdefault((cell["group"], cell["network"], cell["arm"], cell["steps"]), []).append(record)
+            self.cells.setdefault((cell["group"], cell["arm"], cell["steps"]), []).append(record)
         for records in self.cells.values():
             records.sort(key=lambda record: record["cell"]["seed"])
-        self.samplings = list(next(iter(self.cells.values()))[0]["samplings"])
+
+    def samplings(self, group: str) -> list[str]:
+        """The sampling settings of a group, "guidance/steps"; differences are first read at the first."""
+        return list(next(records for key, records in self.cells.items() if key[0] == group)[0]["samplings"])
 
     def rate(self, key: Key, sampling: str) -> Estimate:
         return Estimate.of([_rate(record, sampling) for record in self.cells[key]])
@@ -63,8 +66,10 @@ class Study:
         measure = _rate if name == "correct" else lambda record, sampling: float(np.mean(record["samplings"][sampling][name]))
         return Estimate.of([measure(one, sampling) - measure(two, sampling) for one, two in pairs])
 
-    def main_arms(self, network: str) -> list[Key]:
-        return [key for key in self.cells if key[:2] == ("main", network) and key[2] != "base"]
+    def arms(self, group: str) -> list[Key]:
+        """A group's arms, the base first."""
+        keys = [key for key in self.cells if key[0] == group or key[1] == "base"]
+        return sorted(keys, key=lambda key: (key[1] != "base", key[1:]))
 
 
 def _rate(record: dict, sampling: str) -> float:
@@ -73,7 +78,7 @@ def _rate(record: dict, sampling: str) -> float:
 
 
 def label(key: Key) -> str:
-    return f"{key[2]}, {key[3]} steps" if key[3] else key[2]
+    return f"{key[1]}, {key[2]} steps" if key[2] else key[1]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -87,11 +92,10 @@ def write(folder: Path, file: Path) -> None:
         raise ValueError(f"{folder} has no results yet: run benchmarks/quality.py first")
     study = Study(folder)
     parts = [_heading(study)]
-    base = ("main", "lora", "base", 0)
-    for network in ("lora", "full"):
-        arms = study.main_arms(network)
-        if arms:
-            parts += _main_tables(study, network, [*([base] if base in study.cells else []), *arms])
+    groups = {key[0] for key in study.cells}
+    for group, title in {"main": "LoRA, rank 16", "full": "Full fine-tune"}.items():
+        if group in groups:
+            parts += _arm_tables(study, title, group)
     parts += _sweeps(study)
     parts.append(_plots(study, file.parent / "results"))
     file.write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -108,14 +112,14 @@ def _heading(study: Study) -> str:
     )
 
 
-def _main_tables(study: Study, network: str, arms: list[Key]) -> list[str]:
-    title = {"lora": "LoRA, rank 16", "full": "Full fine-tune"}[network]
-    rates = [[label(key), *(str(study.rate(key, sampling)) for sampling in study.samplings)] for key in arms]
+def _arm_tables(study: Study, title: str, group: str) -> list[str]:
+    arms, samplings = study.arms(group), study.samplings(group)
+    rates = [[label(key), *(str(study.rate(key, sampling)) for sampling in samplings)] for key in arms]
     parts = [
         f"## {title}: captions drawn right\n\nColumns: guidance / sampling steps.",
-        table(["arm", *study.samplings], rates),
+        table(["arm", *samplings], rates),
     ]
-    first = study.samplings[0]
+    first = samplings[0]
     others = [
         [
             label(key),
@@ -129,19 +133,15 @@ def _main_tables(study: Study, network: str, arms: list[Key]) -> list[str]:
         f"### Other measures, at {first}",
         table(["arm", "graded score", "Frechet distance", "sharpness", "variety", "exposure bias at 0.4"], others),
     ]
-    soar = next((key for key in arms if key[2] == "SOAR"), None)
-    if soar:
-        rows = []
-        for other in arms:
-            if other not in (soar, arms[0]) and other[2] != "base":
-                for sampling in study.samplings[:3]:
-                    rate, score = (study.difference(soar, other, sampling, name) for name in ("correct", "score"))
-                    rows.append([label(other), sampling, str(rate), rate.verdict(), str(score), score.verdict()])
-        parts += [
-            "### SOAR against each arm",
-            table(["against", "sampling", "captions right", "SOAR is", "graded score", "SOAR is"], rows),
-        ]
-    return parts
+    soar = next((key for key in arms if key[1] == "SOAR"), None)
+    if soar is None:
+        return parts
+    rows = []
+    for other, sampling in itertools.product((key for key in arms if key[1] not in ("SOAR", "base")), samplings):
+        rate, score = (study.difference(soar, other, sampling, name) for name in ("correct", "score"))
+        rows.append([label(other), sampling, str(rate), rate.verdict(), str(score), score.verdict()])
+    header = ["against", "sampling", "captions right", "SOAR is", "graded score", "SOAR is"]
+    return [*parts, "### SOAR against each arm", table(header, rows)]
 
 
 def _bias(record: dict) -> float:
@@ -151,16 +151,16 @@ def _bias(record: dict) -> float:
 
 
 def _sweeps(study: Study) -> list[str]:
-    swept = [key for key in study.cells if key[0] == "sweep"]
-    default = next((key for key in study.cells if key[:3] == ("main", "lora", "SOAR")), None)
+    swept = [key for key in study.cells if key[0] == "sweep" and key[1] != "defaults"]
+    default = next((key for key in study.cells if key[:2] == ("sweep", "defaults")), None)
     if not swept or default is None:
         return []
-    first = study.samplings[0]
+    first = study.samplings("sweep")[0]
     rows = []
-    for key in sorted(swept, key=lambda key: key[2]):
+    for key in sorted(swept, key=lambda key: key[1]):
         difference = study.difference(key, default, first)
         score = study.difference(key, default, first, "score")
-        rows.append([key[2], str(study.rate(key, first)), str(difference), difference.verdict(), str(score), score.verdict()])
+        rows.append([key[1], str(study.rate(key, first)), str(difference), difference.verdict(), str(score), score.verdict()])
     header = ["setting", f"captions right at {first}", "against the defaults", "is", "graded score", "is"]
     return ["## Sweeps: one setting changed, LoRA", table(header, rows)]
 
@@ -171,10 +171,9 @@ def _plots(study: Study, folder: Path) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    arms = [("main", "lora", "base", 0), *study.main_arms("lora")]
-    arms = [key for key in arms if key in study.cells]
+    arms = study.arms("main")
     figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(arms) * 1.6 + 1.2))
-    for offset, sampling in enumerate(study.samplings[:3]):
+    for offset, sampling in enumerate(study.samplings("main")[:3]):
         estimates = [study.rate(key, sampling) for key in arms]
         places = np.arange(len(arms)) + 0.22 * (offset - 1)
         half = [0 if math.isnan(estimate.half) else estimate.half for estimate in estimates]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from soarflow import ConfigError, SOARConfig, soar_backward
-from soarflow.ai_toolkit.compatibility import RULES
+from soarflow.ai_toolkit.compatibility import RULES, check_arch
 from soarflow.ai_toolkit.correction import Correction
 from soarflow.path import interpolate
 
@@ -243,6 +243,14 @@ def test_an_architecture_that_is_not_trained_yet_is_refused(arch):
 
     with pytest.raises(ConfigError, match=f"model.arch, got {arch}: the extension does not train it yet"):
         make(Other)
+
+
+def test_points_share_a_forward_only_where_the_host_can_join_them():
+    with pytest.raises(ConfigError, match=r"points_per_pass must be 1 with train\.do_cfg"):
+        make(Trainer, {"points_per_pass": 2}, do_cfg=True)
+    trainer = make(Trainer, {"points_per_pass": 2})
+    with pytest.raises(ConfigError, match=r"points_per_pass must be 1 with model\.arch flux2"):
+        check_arch("flux2_klein_4b", trainer.soar)
 
 
 def test_bad_settings_and_several_processes_are_refused():

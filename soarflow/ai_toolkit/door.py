@@ -5,8 +5,8 @@ def trainer_class() -> type:
     """SOARTrainer; or, where it cannot be made in this AI Toolkit, a class that says why when a job uses it."""
     try:
         from .trainer import SOARTrainer
-    except ImportError as error:
-        reason = str(error)
+    except Exception as error:  # whatever it is, the user's other jobs must run
+        reason = f"{type(error).__name__}: {error}"
 
         class UnusableSOARTrainer:
             def __init__(self, *_: object, **__: object) -> None:
