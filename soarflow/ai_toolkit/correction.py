@@ -180,7 +180,7 @@ class Correction(Host):
             return base_loss  # plain training of this batch, which hook_train_loop counts and reports
 
         step = HostStep(
-            x0=batch.latents,
+            x0=batch.latents.to(noisy_latents.device),
             noisy_latents=noisy_latents,
             timesteps=timesteps,
             target=Target.of(self.sd, batch, timesteps),
