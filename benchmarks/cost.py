@@ -260,6 +260,7 @@ def measure(name: str, training: str, checkpointing: bool, device: str, rounds: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--training", nargs="+", choices=("lora", "full"), default=["lora", "full"])
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; 0 times nothing")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "meta"
@@ -269,7 +270,7 @@ def main() -> None:
     )
     for name in args.models:
         rows = []
-        for training, checkpointing in itertools.product(("lora", "full"), (False, True)):
+        for training, checkpointing in itertools.product(args.training, (False, True)):
             rows += measure(name, training, checkpointing, device, args.rounds)
         record = {
             "date": date.today().isoformat(), "commit": commit, "hardware": f"{hardware}, torch {torch.__version__}",
