@@ -1,6 +1,7 @@
-"""Other ways to train on off-trajectory states, with soar_backward's signature: baselines for the quality study.
+"""Other ways to train on off-trajectory states, with soar_backward's signature, for the quality study.
 
-Both take SOAR's own rollout, one guided step from the base point, and one point at its end (level sigma_next, no re-noising).
+Scheduled sampling and ReflexFlow take SOAR's own rollout, one guided step from the base point, and one point at its end (level
+sigma_next, no re-noising). `shuffled_error` is SOAR without its pull towards the mean (docs/contraction.md).
 """
 
 from collections.abc import Callable
@@ -11,7 +12,15 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from soarflow import SOARConfig, SOARResult
-from soarflow.objective import LossFunction, Predict, base_point, roll_out, squared_error
+from soarflow.objective import (
+    LossFunction,
+    Predict,
+    TrainingPoint,
+    base_point,
+    correct_from,
+    roll_out,
+    squared_error,
+)
 from soarflow.path import interpolate, velocity, widen
 
 PointLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -64,3 +73,26 @@ def reflexflow(
         return error + 1 - cosine_similarity(widen(prediction).flatten(1), (z_off - widen(x0)).flatten(1))
 
     return _train(point_loss, predict, x0, noise, sigma, config, predict_uncond, generator, backward)
+
+
+def shuffled_error(
+    predict: Predict, x0: Tensor, noise: Tensor, sigma: Tensor, config: SOARConfig, *, predict_uncond: Predict | None = None,
+    loss_fn: LossFunction = squared_error, generator: Any = None, backward: Callable[[Tensor], object] = Tensor.backward,
+    **_: Any,
+) -> SOARResult:  # fmt: skip
+    """SOAR with the error of another sample: z_off = z(sigma_next) + e of the next in the batch. A batch of one is SOAR."""
+
+    def train_on(points: list[TrainingPoint]) -> Tensor:
+        (point,) = points
+        loss = loss_fn(predict(point.z.to(x0.dtype), point.sigma), velocity(x0, point.noise)).mean()
+        backward(loss * point.weight)
+        return loss.detach()
+
+    base = base_point(x0, noise, sigma, config)
+    v_cond = predict(base.z.to(x0.dtype), sigma)
+    base_loss = loss_fn(v_cond, velocity(x0, noise)).mean()
+    backward(base_loss * base.weight)
+    z_off, sigma_next = roll_out(base, v_cond.detach(), x0, config, predict_uncond, generator)
+    on_path = interpolate(x0, noise, sigma_next)
+    shuffled = on_path + (z_off - on_path).roll(1, 0)
+    return correct_from(shuffled, sigma_next, base, base_loss.detach(), x0, config, train_on, generator)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from baselines import reflexflow, scheduled_sampling
+from baselines import reflexflow, scheduled_sampling, shuffled_error
 from PIL import Image
 from scipy import linalg, ndimage
 
@@ -42,7 +42,12 @@ from soarflow.tinyscenes.pretrain import pixels_of
 from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render
 
 HERE = Path(__file__).parent
-OBJECTIVES = {"soar": soar_backward, "scheduled_sampling": scheduled_sampling, "reflexflow": reflexflow}
+OBJECTIVES = {
+    "soar": soar_backward,
+    "scheduled_sampling": scheduled_sampling,
+    "reflexflow": reflexflow,
+    "shuffled_error": shuffled_error,
+}
 SAMPLINGS = {
     "main": [(2.5, 30), (4.5, 30), (1.0, 30), (2.5, 8), (4.5, 8), (1.0, 8)],
     "full": [(2.5, 30), (2.5, 8)],
@@ -92,7 +97,7 @@ def cells() -> Iterator[Cell]:
     yield Cell("base", 0, steps=0, soar=off)
     for seed in range(5):
         yield from main_arms(seed, "main")
-        for objective in baselines:
+        for objective in ("shuffled_error", *baselines):
             yield Cell(objective, seed, objective=objective, soar=soar)
     sweeps = [
         {},

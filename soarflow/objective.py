@@ -202,6 +202,21 @@ def correct(
         return SOARResult(base_loss, base_loss, nothing, nothing, nothing, nothing)
 
     z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator, shift)
+    return correct_from(z_off, sigma_next, base, base_loss, x0, config, train_on, generator, snap)
+
+
+def correct_from(
+    z_off: Tensor,
+    sigma_next: Tensor,
+    base: TrainingPoint,
+    base_loss: Tensor,
+    x0: Tensor,
+    config: SOARConfig,
+    train_on: Callable[[list[TrainingPoint]], Tensor],
+    generator: Generator = None,
+    snap: Callable[[Tensor], Tensor] | None = None,
+) -> SOARResult:
+    """Steps 3 to 5, from a state off the trajectory, `z_off` at level `sigma_next`; `train_on` as in `correct`."""
     losses: list[Tensor] = []
     sizes: list[Tensor] = []
     levels: list[Tensor] = []
