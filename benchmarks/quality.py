@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ OBJECTIVES = {
     "shuffled_error": shuffled_error,
 }
 SAMPLINGS = {
-    "main": [(2.5, 30), (4.5, 30), (1.0, 30), (2.5, 8), (4.5, 8), (1.0, 8)],
+    "main": [(2.5, 30), (2.5, 8), (4.5, 8), (1.0, 8)],
     "full": [(2.5, 30), (2.5, 8)],
     "sweep": [(2.5, 8)],
 }
@@ -136,10 +136,21 @@ class Trained:
             if cell.network == "lora":
                 self.family.pipeline.load_lora_weights(str(outcome.weights.parent), weight_name=outcome.weights.name)
                 self.family.pipeline.fuse_lora()
+                self.family.pipeline.unload_lora_weights()
             else:
                 trained = type(self.family.pipeline.transformer).from_pretrained(outcome.weights)
                 self.family.pipeline.transformer.load_state_dict(trained.float().state_dict())
         self.seconds = time.perf_counter() - start
+
+
+@cache
+def sampling_family() -> Family:
+    """The pipeline that draws every cell's pictures: bf16 and compiled, which halves the time of the study on a CPU."""
+    family = load_family("zimage", str(BUNDLED), torch.bfloat16, "cpu")
+    family.pipeline.vae.float()
+    for layer in family.pipeline.transformer.layers:
+        layer.compile()
+    return family
 
 
 def make_job(cell: Cell, folder: Path) -> Job:
@@ -188,12 +199,14 @@ def draw(family: Family, captions: list[Caption], guidance: float, steps: int, s
 
 def measure(family: Family, number: int, samplings: list[tuple[float, int]]) -> dict:
     """Everything that is measured of a model; verdicts are kept by caption, for paired comparisons."""
+    sampler = sampling_family()
+    sampler.pipeline.transformer.load_state_dict(family.pipeline.transformer.state_dict())
     captions = draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
     reference = [render(scene.things) for scene in draw_scenes(REFERENCE_SEED, number, held_out=True)]
     reference_features = features(family, reference)
     rows = {}
     for guidance, steps in samplings:
-        images = draw(family, captions, guidance, steps, seed=42)
+        images = draw(sampler, captions, guidance, steps, seed=42)
         verdicts = [evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)]
         rows[f"{guidance}/{steps}"] = {
             "correct": "".join(str(int(verdict.correct)) for verdict in verdicts),
@@ -203,14 +216,14 @@ def measure(family: Family, number: int, samplings: list[tuple[float, int]]) -> 
         }
     guidance, steps = samplings[0]
     few = [caption for caption in captions[: 2 * len(CATEGORIES)] for _ in range(8)]
-    groups = features(family, draw(family, few, guidance, steps, seed=43)).reshape(-1, 8, 64)
+    groups = features(family, draw(sampler, few, guidance, steps, seed=43)).reshape(-1, 8, 64)
     distances = [np.linalg.norm(group[:, None] - group[None], axis=-1)[np.triu_indices(8, 1)].mean() for group in groups]
     return {"samplings": rows, "variety": round(float(np.mean(distances)), 4), "exposure_bias": probe(family)}
 
 
 def probe(family: Family) -> dict:
-    """Exposure bias on 128 held-out pictures, guided as in sampling and not."""
-    scenes = draw_scenes(REFERENCE_SEED + 1, 128, held_out=True)
+    """Exposure bias on 64 held-out pictures, guided as in sampling and not."""
+    scenes = draw_scenes(REFERENCE_SEED + 1, 64, held_out=True)
     x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(REFERENCE_SEED))
     cond, empty = family.encode_text([str(scene.caption) for scene in scenes]), family.encode_text([""]) * len(scenes)
