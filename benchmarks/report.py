@@ -1,4 +1,4 @@
-"""benchmarks/RESULTS.md from the quality study's cells: tables, plots and a plain summary, every number read from the JSON."""
+"""benchmarks/RESULTS.md from the quality study's cells: a plain summary, tables and plots, every number read from the JSON."""
 
 import itertools
 import json
@@ -9,25 +9,46 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from soarflow import SOARConfig
+from soarflow.tinyscenes.captions import CATEGORIES
+
 Key = tuple[str, str, int]
 """Group, arm, training steps."""
+
+MEASURES = {"correct": "captions right", "score": "graded score"}
+ONE_POINT = ("scheduled_sampling", "reflexflow")
+"""Arms with one point off the path whatever N: they cost what SOAR costs at N = 1."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with the half-width of its 95 % interval (Student's t); NaN with one seed."""
+    """A mean with the half-width of its 95 % interval."""
 
     mean: float
     half: float
     seeds: int
 
     @classmethod
-    def of(cls, values: list[float]) -> "Estimate":
-        spread = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return cls(float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * spread), len(values))
+    def of(cls, values: list[float] | np.ndarray) -> "Estimate":
+        """From one value a seed, or (seeds, captions): then the interval covers the draw of the captions too.
+
+        Seeds: Student's t. Captions: normal, from the means over seeds. The two are added in quadrature.
+        """
+        values = np.asarray(values, dtype=float)
+        by_seed = values.reshape(len(values), -1).mean(1)
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(by_seed) if len(values) > 1 else 0.0
+        if values.ndim == 2:
+            half = math.hypot(half, 1.96 * stats.sem(values.mean(0)))
+        elif len(values) == 1:
+            half = math.nan
+        return cls(float(by_seed.mean()), float(half), len(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" +- {self.half:.3f}" if self.seeds > 1 else " (1 seed)")
+        return f"{self.mean:.3f}" + ("" if math.isnan(self.half) else f" ± {self.half:.3f}")
+
+    @property
+    def signed(self) -> str:
+        return f"{self.mean:+.3f} ± {self.half:.3f}"
 
     def verdict(self) -> str:
         """What a difference may be called."""
@@ -49,36 +70,65 @@ class Study:
             records.sort(key=lambda record: record["cell"]["seed"])
 
     def samplings(self, group: str) -> list[str]:
-        """The sampling settings of a group, "guidance/steps"; differences are first read at the first."""
-        return list(next(records for key, records in self.cells.items() if key[0] == group)[0]["samplings"])
+        """The sampling settings of a group, "guidance/steps"; the first is where arms are compared in the summary."""
+        return list(next(records for key, records in self.cells.items() if key[0] == group and key[2])[0]["samplings"])
 
-    def rate(self, key: Key, sampling: str) -> Estimate:
-        return Estimate.of([_rate(record, sampling) for record in self.cells[key]])
+    def estimate(self, key: Key, sampling: str, name: str = "correct") -> Estimate:
+        return Estimate.of(np.stack([_verdicts(record, sampling, name) for record in self.cells[key]]))
 
-    def value(self, key: Key, name: str, sampling: str) -> Estimate:
-        """Graded score, Frechet distance or sharpness at a sampling setting."""
-        return Estimate.of([float(np.mean(record["samplings"][sampling][name])) for record in self.cells[key]])
+    def whole(self, key: Key, name: str, sampling: str) -> Estimate:
+        """A measure of all pictures together: Frechet distance, sharpness, variety or exposure bias."""
+        return Estimate.of([_measure(record, name, sampling) for record in self.cells[key]])
 
     def difference(self, key: Key, other: Key, sampling: str, name: str = "correct") -> Estimate:
-        """key - other, paired by seed, caption and starting noise, over the seeds that both have."""
-        others = {record["cell"]["seed"]: record for record in self.cells[other]}
-        pairs = [(record, others[record["cell"]["seed"]]) for record in self.cells[key] if record["cell"]["seed"] in others]
-        measure = _rate if name == "correct" else lambda record, sampling: float(np.mean(record["samplings"][sampling][name]))
-        return Estimate.of([measure(one, sampling) - measure(two, sampling) for one, two in pairs])
+        """key - other, paired by seed, caption and starting noise, over the seeds that both have; the base has one for all."""
+        return Estimate.of(
+            np.stack([_verdicts(a, sampling, name) - _verdicts(b, sampling, name) for a, b in self._pairs(key, other)])
+        )
+
+    def whole_difference(self, key: Key, other: Key, name: str, sampling: str) -> Estimate:
+        pairs = self._pairs(key, other)
+        return Estimate.of([_measure(a, name, sampling) - _measure(b, name, sampling) for a, b in pairs])
+
+    def _pairs(self, key: Key, other: Key) -> list[tuple[dict, dict]]:
+        by_seed = {record["cell"]["seed"]: record for record in self.cells[other]}
+        if not other[2]:
+            by_seed = {record["cell"]["seed"]: self.cells[other][0] for record in self.cells[key]}
+        return [(record, by_seed[record["cell"]["seed"]]) for record in self.cells[key] if record["cell"]["seed"] in by_seed]
+
+    def compute(self, key: Key) -> int:
+        """What the arm's training computed, in steps of plain SFT."""
+        config = dict(self.cells[key][0]["cell"]["soar"])
+        if key[1] in ONE_POINT:
+            config["num_aux_points"] = 1
+        return round(key[2] * SOARConfig(**config).cost())
 
     def arms(self, group: str) -> list[Key]:
-        """A group's arms, the base first."""
-        keys = [key for key in self.cells if key[0] == group or key[1] == "base"]
-        return sorted(keys, key=lambda key: (key[1] != "base", key[1:]))
+        """A group's arms: the base, plain SFT, SOAR, then the others, each by training steps."""
+        order = ["base", "SFT", "SOAR", "SFT N levels"]
+        keys = [key for key in self.cells if key[0] == group or not key[2]]
+        return sorted(keys, key=lambda key: (order.index(key[1]) if key[1] in order else len(order), key[1], key[2]))
+
+    def find(self, group: str, arm: str, longest: bool = False) -> Key | None:
+        """A group's arm, trained for the fewest steps (the study's equal number) or the most; None where it has not run."""
+        keys = sorted((key for key in self.cells if key[:2] == (group, arm)), key=lambda key: key[2])
+        return (keys[-1] if longest else keys[0]) if keys else None
 
 
-def _rate(record: dict, sampling: str) -> float:
-    verdicts = record["samplings"][sampling]["correct"]
-    return verdicts.count("1") / len(verdicts)
+def _verdicts(record: dict, sampling: str, name: str) -> np.ndarray:
+    return np.array([float(each) for each in record["samplings"][sampling][name]])
+
+
+def _measure(record: dict, name: str, sampling: str) -> float:
+    if name == "exposure bias":
+        bias = record["exposure_bias"]["2.5"]
+        index = int(np.argmin(np.abs(np.array(bias["sigma"]) - 0.4)))
+        return bias["own"][index] / bias["on_path"][index]
+    return record["variety"] if name == "variety" else record["samplings"][sampling][name]
 
 
 def label(key: Key) -> str:
-    return f"{key[1]}, {key[2]} steps" if key[2] else key[1]
+    return f"{key[1].replace('_', ' ')}, {key[2]} steps" if key[2] else key[1]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -91,98 +141,224 @@ def write(folder: Path, file: Path) -> None:
     if not list(folder.glob("*.json")):
         raise ValueError(f"{folder} has no results yet: run benchmarks/quality.py first")
     study = Study(folder)
-    parts = [_heading(study)]
-    groups = {key[0] for key in study.cells}
+    file.write_text(text(study), encoding="utf-8")
+    _plots(study, file.parent / "results")
+
+
+def text(study: Study) -> str:
+    groups = {key[0] for key in study.cells if key[2]}
+    parts = [_heading(study), summary(study)]
     for group, title in {"main": "LoRA, rank 16", "full": "Full fine-tune"}.items():
         if group in groups:
             parts += _arm_tables(study, title, group)
-    parts += _sweeps(study)
-    parts.append(_plots(study, file.parent / "results"))
-    file.write_text("\n\n".join(part for part in parts if part) + "\n")
+    if "sweep" in groups:
+        parts += _sweeps(study)
+    parts.append(
+        "![Captions right and graded score by arm](results/quality.png)\n\n![Exposure bias](results/exposure_bias.png)"
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _heading(study: Study) -> str:
     records = list(itertools.chain(*study.cells.values()))
     commits, hardware = (sorted({record[key] for record in records}) for key in ("commit", "hardware"))
-    source = f"{len(records)} cells, {records[0]['number']} held-out captions each; commits {', '.join(commits)}; "
     return (
-        f"# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` from {source}"
-        f"{', '.join(hardware)}.\nIntervals are 95 %, over seeds; differences are paired by seed, caption and noise; one "
-        "inside its interval is called none."
+        f"# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` from {len(records)} cells,\n"
+        f"{records[0]['number']} held-out captions each; commits {', '.join(commits)}; {', '.join(hardware)}.\n\n"
+        "Intervals are 95 %, over training seeds and, where a caption has a verdict, over captions. Differences are paired by\n"
+        "seed, caption and starting noise; one inside its interval is called none. `compute` counts the training in steps of\n"
+        "plain SFT. Sampling settings read guidance/steps."
     )
+
+
+def summary(study: Study) -> str:
+    """What a reader should take away, in sentences made from the cells that are there."""
+    base, sft, soar = (study.find("main", arm) for arm in ("base", "SFT", "SOAR"))
+    if not (base and sft and soar):
+        return ""
+    first = study.samplings("main")[0]
+    rates = ", ".join(f"{label(key)} {study.estimate(key, first).mean:.1%}" for key in (base, sft, soar))
+    lines = ["## In short", f"- Captions drawn right at {first}: {rates}."]
+    controls = {
+        "plain SFT, equal steps": sft,
+        "SFT with N more levels a step, equal steps (SOAR's compute without its rollout)": study.find("main", "SFT N levels"),
+        "plain SFT, equal compute": study.find("main", "SFT", longest=True),
+    }
+    gains = {}
+    for name, other in controls.items():
+        if other and other in study.cells:
+            rate, score = (study.difference(soar, other, first, measure) for measure in MEASURES)
+            gains[name] = (rate.verdict(), score.verdict())
+            lines.append(
+                f"- SOAR against {name}: captions right {rate.signed} ({rate.verdict()}), graded score {score.signed} "
+                f"({score.verdict()})."
+            )
+    lines.append(f"- {_survival(gains)}")
+    lines += [line for group in ("main", "full") if (line := _count(study, group))]
+    levels = study.find("main", "SFT N levels")
+    if levels:
+        changes = ", ".join(
+            f"{name} {difference.signed} ({'none' if difference.verdict() == 'none' else 'real'})"
+            for name in ("variety", "sharpness", "exposure bias")
+            if (difference := study.whole_difference(soar, levels, name, first)).seeds > 1
+        )
+        if changes:
+            lines.append(f"- What the rollout changes against the same number of ordinary points: {changes}.")
+    lines += _best(study)
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _survival(gains: dict[str, tuple[str, str]]) -> str:
+    plain, *controls = gains.values()
+    if "better" not in plain:
+        return "At equal steps SOAR shows no gain over plain SFT, so there is none for the equal-compute controls to test."
+    survives = all("better" in verdicts and "worse" not in verdicts for verdicts in controls)
+    return f"SOAR's gain over plain SFT at equal steps {'survives' if survives else 'does not survive'} equal compute."
+
+
+def _count(study: Study, group: str) -> str:
+    soar = study.find(group, "SOAR")
+    others = [key for key in study.arms(group) if key[2] and key != soar]
+    if not soar or not others:
+        return ""
+    pairs = itertools.product(others, study.samplings(group), MEASURES)
+    verdicts = [study.difference(soar, *each).verdict() for each in pairs]
+    counts = ", ".join(f"{verdicts.count(each)} {each}" for each in ("better", "worse", "none"))
+    name = "LoRA" if group == "main" else "Full fine-tune"
+    return f"- {name}: SOAR against every other arm, at every sampling, rate and score, {len(verdicts)} comparisons: {counts}."
+
+
+def _best(study: Study) -> list[str]:
+    default = study.find("sweep", "defaults")
+    base = study.find("main", "base")
+    if not (default and base):
+        return []
+    first = study.samplings("sweep")[0]
+    swept = [key for key in study.cells if key[0] == "sweep" and len(study.cells[key]) > 1]
+    if len(swept) < 2:
+        return []
+    found = {
+        verdict: [
+            f"{_setting(key)} ({difference.signed})"
+            for key in sorted(swept)
+            if key != default and (difference := study.difference(key, default, first, "score")).verdict() == verdict
+        ]
+        for verdict in ("better", "worse")
+    }
+    best = max(swept, key=lambda key: study.estimate(key, first, "score").mean)
+    cheap = max(swept, key=lambda key: _gain_per_compute(study, key, base, first))
+    return [
+        *(
+            f"- Settings {verdict} than the defaults in graded score at {first}: {', '.join(names) or 'none'}."
+            for verdict, names in found.items()
+        ),
+        f"- The highest graded score of the sweep at {first}: {_setting(best)} ({study.estimate(best, first, 'score')}); "
+        f"the most gain over the base per unit of compute: {_setting(cheap)}.",
+    ]
+
+
+def _gain_per_compute(study: Study, key: Key, base: Key, sampling: str) -> float:
+    """Gain in graded score over the base for the compute of 100 steps of plain SFT."""
+    return 100 * study.difference(key, base, sampling, "score").mean / study.compute(key)
+
+
+def _setting(key: Key) -> str:
+    return "the defaults" if key[1] == "defaults" else f"`{key[1].replace(' ', ': ')}`"
 
 
 def _arm_tables(study: Study, title: str, group: str) -> list[str]:
     arms, samplings = study.arms(group), study.samplings(group)
-    rates = [[label(key), *(str(study.rate(key, sampling)) for sampling in samplings)] for key in arms]
-    parts = [
-        f"## {title}: captions drawn right\n\nColumns: guidance / sampling steps.",
-        table(["arm", *samplings], rates),
-    ]
     first = samplings[0]
-    others = [
-        [
-            label(key),
-            *(str(study.value(key, name, first)) for name in ("score", "frechet", "sharpness")),
-            str(Estimate.of([record["variety"] for record in study.cells[key]])),
-            str(Estimate.of([_bias(record) for record in study.cells[key]])),
-        ]
-        for key in arms
-    ]
+    parts = [f"## {title}"]
+    for name, words in MEASURES.items():
+        rows = [
+            [label(key), str(study.compute(key)), str(len(study.cells[key])), *(
+                str(study.estimate(key, sampling, name)) if sampling in study.cells[key][0]["samplings"] else ""
+                for sampling in samplings
+            )]
+            for key in arms
+        ]  # fmt: skip
+        parts += [f"### {words.capitalize()}", table(["arm", "compute", "seeds", *samplings], rows)]
+    names = ("frechet", "sharpness", "variety", "exposure bias")
+    others = [[label(key), *(str(study.whole(key, name, first)) for name in names)] for key in arms]
     parts += [
-        f"### Other measures, at {first}",
-        table(["arm", "graded score", "Frechet distance", "sharpness", "variety", "exposure bias at 0.4"], others),
+        f"### Other measures, at {first}\n\nFrechet distance to held-out pictures in the VAE's latents; sharpness: root mean "
+        "square of the Laplacian;\nvariety: mean distance of eight pictures of a caption; exposure bias: error on the model's "
+        "own states at sigma 0.4\nover the error on the path.",
+        table(["arm", "Frechet distance", "sharpness", "variety", "exposure bias"], others),
     ]
-    soar = next((key for key in arms if key[1] == "SOAR"), None)
-    if soar is None:
-        return parts
     rows = []
-    for other, sampling in itertools.product((key for key in arms if key[1] not in ("SOAR", "base")), samplings):
-        rate, score = (study.difference(soar, other, sampling, name) for name in ("correct", "score"))
-        rows.append([label(other), sampling, str(rate), rate.verdict(), str(score), score.verdict()])
+    for key in arms:
+        verdicts = np.stack([_verdicts(record, first, "correct") for record in study.cells[key]])
+        by_category = (verdicts[:, index :: len(CATEGORIES)] for index in range(len(CATEGORIES)))  # captions come in turn
+        rows.append([label(key), *(f"{each.mean():.2f}" if each.size else "" for each in by_category)])
+    parts += [
+        f"### Captions right by category, at {first}",
+        table(["arm", *(category.replace("_", " ") for category in CATEGORIES)], rows),
+    ]
+    soar = study.find(group, "SOAR")
+    rows = []
+    for other, sampling in itertools.product((key for key in arms if soar and key[2] and key != soar), samplings):
+        rate, score = (study.difference(soar, other, sampling, name) for name in MEASURES)
+        rows.append([label(other), sampling, rate.signed, rate.verdict(), score.signed, score.verdict()])
     header = ["against", "sampling", "captions right", "SOAR is", "graded score", "SOAR is"]
-    return [*parts, "### SOAR against each arm", table(header, rows)]
-
-
-def _bias(record: dict) -> float:
-    bias = record["exposure_bias"]["2.5"]
-    index = int(np.argmin(np.abs(np.array(bias["sigma"]) - 0.4)))
-    return bias["own"][index] / bias["on_path"][index]
+    return [*parts, f"### {label(soar)}, against each arm", table(header, rows)] if rows else parts
 
 
 def _sweeps(study: Study) -> list[str]:
-    swept = [key for key in study.cells if key[0] == "sweep" and key[1] != "defaults"]
-    default = next((key for key in study.cells if key[:2] == ("sweep", "defaults")), None)
-    if not swept or default is None:
+    default, base = study.find("sweep", "defaults"), study.find("main", "base")
+    if not (default and base):
         return []
     first = study.samplings("sweep")[0]
     rows = []
-    for key in sorted(swept, key=lambda key: key[1]):
-        difference = study.difference(key, default, first)
-        score = study.difference(key, default, first, "score")
-        rows.append([key[1], str(study.rate(key, first)), str(difference), difference.verdict(), str(score), score.verdict()])
-    header = ["setting", f"captions right at {first}", "against the defaults", "is", "graded score", "is"]
+    for key in sorted((key for key in study.cells if key[0] == "sweep"), key=lambda key: (key != default, key[1])):
+        rate, score = (study.difference(key, default, first, name) for name in MEASURES)
+        judged = [rate.signed, rate.verdict(), score.signed, score.verdict()] if key != default else [""] * 4
+        rows.append([
+            _setting(key), str(study.compute(key)), str(len(study.cells[key])), str(study.estimate(key, first, "score")),
+            *judged, str(study.whole(key, "sharpness", first)), str(study.whole(key, "variety", first)),
+            f"{_gain_per_compute(study, key, base, first):.4f}",
+        ])  # fmt: skip
+    header = [
+        "setting", "compute", "seeds", f"graded score at {first}", "captions right against the defaults", "is",
+        "graded score against the defaults", "is", "sharpness", "variety", "score gained over the base per 100 of compute",
+    ]  # fmt: skip
     return ["## Sweeps: one setting changed, LoRA", table(header, rows)]
 
 
-def _plots(study: Study, folder: Path) -> str:
+def _plots(study: Study, folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     arms = study.arms("main")
-    figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(arms) * 1.6 + 1.2))
-    for offset, sampling in enumerate(study.samplings("main")[:3]):
-        estimates = [study.rate(key, sampling) for key in arms]
-        places = np.arange(len(arms)) + 0.22 * (offset - 1)
-        half = [0 if math.isnan(estimate.half) else estimate.half for estimate in estimates]
-        axes.errorbar([estimate.mean for estimate in estimates], places, xerr=half, fmt="o", capsize=3, label=sampling)
-    axes.set_yticks(range(len(arms)), [label(key) for key in arms])
-    axes.invert_yaxis()
-    axes.set_xlabel("share of held-out captions drawn right (95 % over seeds)")
-    axes.legend(title="guidance / steps")
-    axes.grid(axis="x", alpha=0.3)
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 0.55 * len(arms) + 1.5), sharey=True)
+    for axis, (name, words) in zip(axes, MEASURES.items(), strict=True):
+        samplings = study.samplings("main")
+        for offset, sampling in enumerate(samplings):
+            estimates = [study.estimate(key, sampling, name) for key in arms]
+            places = np.arange(len(arms)) + 0.18 * (offset - (len(samplings) - 1) / 2)
+            half = [estimate.half for estimate in estimates]
+            axis.errorbar(
+                [each.mean for each in estimates], places, xerr=half, fmt="o", markersize=4, capsize=2, label=sampling
+            )
+        axis.set_xlabel(words)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(arms)), [f"{label(key)} (compute {study.compute(key)})" for key in arms])
+    axes[0].invert_yaxis()
+    axes[1].legend(title="guidance/steps")
     figure.tight_layout()
     figure.savefig(folder / "quality.png", dpi=110)
-    return "![Captions drawn right by arm](results/quality.png)"
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.5))
+    for key in arms:
+        biases = [record["exposure_bias"]["2.5"] for record in study.cells[key]]
+        ratio = np.mean([np.array(bias["own"]) / np.array(bias["on_path"]) for bias in biases], axis=0)
+        axis.plot(biases[0]["sigma"], ratio, marker="o", label=label(key))
+    axis.set_xlabel("sigma")
+    axis.set_ylabel("error on the model's own states / on the path")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(folder / "exposure_bias.png", dpi=110)

@@ -1,20 +1,18 @@
 """The benchmarks' own arithmetic: the known mixture against METHOD.md's table, the report against numbers made by hand."""
 
 import json
-import sys
 from pathlib import Path
 
+import baselines
+import contraction
 import pytest
+import report
 import torch
 from torch.testing import assert_close
 
 from soarflow import SOARConfig, soar_backward
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
-import baselines
-import contraction
-import report
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.mark.parametrize(
@@ -72,38 +70,116 @@ def test_the_shuffled_error_is_soar_with_the_error_of_another_sample():
 def write_cell(folder, arm, seed, verdicts, group="main"):
     sampling = {"correct": verdicts, "score": [int(each) for each in verdicts], "frechet": 1.0, "sharpness": 2.0}
     bias = {"sigma": [0.6, 0.4], "on_path": [1.0, 2.0], "own": [1.0, 3.0]}
+    soar, steps = {} if arm == "SOAR" else {"correction_weight": 0}, 0 if arm == "base" else 150
     record = {
-        "cell": {"group": group, "network": "lora", "arm": arm, "steps": 0 if arm == "base" else 150, "seed": seed},
+        "cell": {"group": group, "network": "lora", "arm": arm, "steps": steps, "seed": seed, "soar": soar},
         "number": len(verdicts), "commit": "abc", "hardware": "paper", "samplings": {"2.5/30": sampling}, "variety": 0.5,
         "exposure_bias": {"2.5": bias},
     }  # fmt: skip
     (folder / f"{group}_{arm}_{seed}.json").write_text(json.dumps(record))
 
 
+def write_study(folder):
+    """SFT draws two then one caption of ten right, SOAR four: +0.2 and +0.3."""
+    write_cell(folder, "base", 0, "0000000000")
+    for seed, (plain, soar) in enumerate([("1100000000", "1111000000"), ("1000000000", "1111000000")]):
+        write_cell(folder, "SFT", seed, plain)
+        write_cell(folder, "SOAR", seed, soar)
+
+
+def test_a_difference_is_paired_and_its_interval_covers_seeds_and_captions(tmp_path):
+    write_study(tmp_path)
+    study = report.Study(tmp_path)
+    difference = study.difference(("main", "SOAR", 150), ("main", "SFT", 150), "2.5/30")
+    over_seeds = 12.706 * 0.05  # t(1 degree of freedom) times 0.0707 / sqrt(2)
+    captions = [0, 0.5, 1, 1, 0, 0, 0, 0, 0, 0]  # means over the seeds
+    over_captions = 1.96 * torch.tensor(captions).std().item() / 10**0.5
+    assert difference.mean == pytest.approx(0.25)
+    assert difference.half == pytest.approx((over_seeds**2 + over_captions**2) ** 0.5, rel=1e-3)
+    assert difference.verdict() == "none"
+
+
+def test_the_base_is_compared_with_every_seed_and_compute_is_counted(tmp_path):
+    write_study(tmp_path)
+    study = report.Study(tmp_path)
+    base, soar = study.find("main", "base"), study.find("main", "SOAR")
+    assert (
+        study.difference(soar, base, "2.5/30").mean == pytest.approx(0.4) and study.difference(soar, base, "2.5/30").seeds == 2
+    )
+    assert (study.compute(base), study.compute(soar), study.compute(study.find("main", "SFT"))) == (0, 800, 150)
+
+
 def test_the_report_says_what_the_cells_say(tmp_path):
-    pytest.importorskip("matplotlib")
     (tmp_path / "results").mkdir()
     cells = tmp_path / "cells"
     cells.mkdir()
-    write_cell(cells, "base", 0, "0000000000")
-    for seed, (plain, soar) in enumerate([("1100000000", "1111000000"), ("1000000000", "1111000000")]):
-        write_cell(cells, "SFT", seed, plain)
-        write_cell(cells, "SOAR", seed, soar)
-    study = report.Study(cells)
-    difference = study.difference(("main", "SOAR", 150), ("main", "SFT", 150), "2.5/30")
-    assert difference.mean == pytest.approx(0.25)  # +0.2 and +0.3
-    assert difference.half == pytest.approx(12.706 * 0.05, abs=1e-3)  # t(1 degree of freedom) times 0.0707 / sqrt(2)
-    assert difference.verdict() == "none"
+    write_study(cells)
     report.write(cells, tmp_path / "RESULTS.md")
-    text = (tmp_path / "RESULTS.md").read_text()
-    assert "| SOAR, 150 steps | 0.400 +- 0.000 |" in text and "0.250 +- 0.635 | none" in text
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "- Captions drawn right at 2.5/30: base 0.0%, SFT, 150 steps 15.0%, SOAR, 150 steps 40.0%." in text
+    assert "SOAR against plain SFT, equal steps: captions right +0.250 ± 0.688 (none)" in text
+    assert "At equal steps SOAR shows no gain over plain SFT" in text
+    assert "2 comparisons: 0 better, 0 worse, 2 none" in text
     assert (tmp_path / "results" / "quality.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("gains", "sentence"),
+    [
+        ({"plain": ("better", "none"), "levels": ("better", "none")}, "steps survives equal"),
+        ({"plain": ("better", "none"), "levels": ("none", "none")}, "does not survive"),
+        ({"plain": ("better", "none"), "levels": ("better", "none"), "compute": ("none", "worse")}, "does not survive"),
+        ({"plain": ("none", "none"), "levels": ("better", "better")}, "no gain"),
+    ],
+)
+def test_a_gain_survives_only_where_every_control_shows_it(gains, sentence):
+    assert sentence in report._survival(gains)
+
+
+def test_the_committed_report_is_made_of_the_committed_cells():
+    cells = BENCHMARKS / "results" / "quality"
+    assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == report.text(report.Study(cells))
 
 
 def test_a_difference_outside_its_interval_has_a_direction_and_one_seed_has_none():
     assert report.Estimate.of([0.1, 0.11, 0.12]).verdict() == "better"
     assert report.Estimate.of([-0.1, -0.11, -0.12]).verdict() == "worse"
     assert report.Estimate.of([0.1]).verdict() == "one seed: not judged"
+
+
+COSTS = [row for file in (BENCHMARKS / "results").glob("cost_*.json") for row in json.loads(file.read_text())["rows"]]
+
+
+def test_the_committed_costs_keep_what_is_promised_of_them():
+    published = {_setting(row): row for row in COSTS if row["step"].startswith("published")}
+    ours = [row for row in COSTS if row["step"].startswith("SOAR")]
+    assert len(ours) >= 100
+    for row in ours:
+        other = published[_setting(row)]
+        assert abs(row["operations_over_floor"] - 1) < 0.01 and row["operations"] < other["operations"]
+        assert row["saved_bytes"] < other["saved_bytes"] and row.get("seconds", 0) <= other.get("seconds", 0)
+        if "per pass" not in row["step"]:
+            assert row["saved_over_sft"] < 1.05
+
+
+@pytest.mark.parametrize(
+    ("model", "checkpointing", "number"),
+    [(model, *rest) for model in ("flux1_dev", "sd35_medium") for rest in ((False, 1), (False, 4), (False, 8), (True, 4))],
+)
+def test_the_readmes_costs_are_the_committed_ones(model, checkpointing, number):
+    plain, soar, published = (
+        next(row for row in COSTS if (row["model"], row["training"], row["checkpointing"]) == (model, "lora", checkpointing)
+             and row["step"] == step)
+        for step in ("SFT", f"SOAR N={number} guided", f"published N={number} guided")
+    )  # fmt: skip
+    operations = (each["operations"] / plain["operations"] for each in (soar, published))
+    cells = [*operations, soar["saved_over_sft"], published["saved_over_sft"]]
+    line = f"| {number} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+    assert line in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def _setting(row):
+    return row["model"], row["training"], row["checkpointing"], *row["step"].split()[1:3]
 
 
 def test_without_results_the_report_says_what_to_run(tmp_path):
