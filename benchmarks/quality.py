@@ -56,6 +56,18 @@ SAMPLINGS = {
 """(guidance, steps) by group of cells: sampling is what the study's time goes into."""
 STEPS = 150
 REFERENCE_SEED = 31
+SWEEP: list[dict] = [
+    {},
+    *({"cfg_scale": value} for value in (1, 2.5, 7.5)),
+    *({"num_aux_points": value} for value in (1, 2, 8)),
+    *({"correction_weight": value} for value in (0.1, 0.3, 3)),
+    *({"num_steps": value} for value in (4, 10, 100)),
+    *({"sigma_min": value} for value in (0.001, 0.1)),
+    {"step_space": "schedule"},
+    {"shared_noise": False},
+    *({"rollout": value} for value in ("sde", "flow_sde", "cps", "simple")),
+]
+"""One setting changed from the defaults at a time."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +91,13 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """The study, the most telling cells first: the main arms seed by seed, the sweeps, the full fine-tune, and last the
-    baselines at equal compute."""
+    """The study, the most telling cells first: main arms and sweeps, the full fine-tune, the baselines at equal compute."""
     soar = {"num_steps": 30, "cfg_scale": 4.5, "correction_weight": 1, "num_aux_points": 4}
     off, levels = {**soar, "correction_weight": 0}, {**soar, "rollout": "none"}
     budget = round(STEPS * 16 / 3)  # what SOAR at N = 4 computes, in steps of SFT
     baselines = ("scheduled_sampling", "reflexflow")  # 7 forwards a step, SFT has 3
 
-    def main_arms(seed: int, group: str) -> Iterator[Cell]:
+    def arms(seed: int, group: str) -> Iterator[Cell]:
         make = partial(Cell, seed=seed, group=group)
         yield make("SFT", soar=off)
         yield make("SOAR", soar=soar)
@@ -94,28 +105,22 @@ def cells() -> Iterator[Cell]:
         yield make("SFT N levels", soar=levels)
         yield make("SFT N levels", soar=levels, steps=round(budget / 5))
 
-    yield Cell("base", 0, steps=0, soar=off)
-    for seed in range(5):
-        yield from main_arms(seed, "main")
+    def main(seed: int) -> Iterator[Cell]:
+        yield from arms(seed, "main")
         for objective in ("shuffled_error", *baselines):
             yield Cell(objective, seed, objective=objective, soar=soar)
-    sweeps = [
-        {},
-        *({"cfg_scale": value} for value in (1, 2.5, 7.5)),
-        *({"num_aux_points": value} for value in (1, 2, 8)),
-        *({"correction_weight": value} for value in (0.1, 0.3, 3)),
-        *({"num_steps": value} for value in (4, 10, 100)),
-        *({"sigma_min": value} for value in (0.001, 0.1)),
-        {"step_space": "schedule"},
-        {"shared_noise": False},
-        *({"rollout": value} for value in ("sde", "flow_sde", "cps", "simple")),
-    ]
-    for seed in range(3):
-        for change in sweeps:
+
+    def sweep(seed: int) -> Iterator[Cell]:
+        for change in SWEEP:
             label = " ".join(f"{key} {value}" for key, value in change.items()) or "defaults"
             yield Cell(label, seed, soar={**soar, **change}, group="sweep")
+
+    yield Cell("base", 0, steps=0, soar=off)
+    for part, seeds in ((main, (0, 1, 2)), (sweep, (0, 1)), (main, (3, 4)), (sweep, (2,))):
+        for seed in seeds:
+            yield from part(seed)
     for seed in range(5):
-        yield from main_arms(seed, "full")
+        yield from arms(seed, "full")
     for seed in range(5):
         for objective in baselines:
             yield Cell(objective, seed, objective=objective, soar=soar, steps=round(budget * 3 / 7))
