@@ -17,6 +17,7 @@ from .rollout import STOCHASTIC, Generator, draw, guide, next_level, ode_step, r
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+Weighting = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def soar_loss(
     predict_uncond: Predict | None = None,
     loss_fn: LossFunction = squared_error,
     generator: Generator = None,
+    weighting: Weighting | None = None,
     snap: Callable[[Tensor], Tensor] | None = None,
     shift: float = 1.0,
 ) -> SOARResult:
@@ -138,7 +140,7 @@ def soar_loss(
     terms: list[Tensor] = []
     result = soar_backward(
         predict, x0, noise, sigma, config, predict_uncond=predict_uncond, loss_fn=loss_fn, generator=generator,
-        snap=snap, shift=shift, backward=terms.append,
+        weighting=weighting, snap=snap, shift=shift, backward=terms.append,
     )  # fmt: skip
     return replace(result, total=torch.stack(terms).sum())
 
@@ -153,6 +155,7 @@ def soar_backward(
     predict_uncond: Predict | None = None,
     loss_fn: LossFunction = squared_error,
     generator: Generator = None,
+    weighting: Weighting | None = None,
     snap: Callable[[Tensor], Tensor] | None = None,
     shift: float = 1.0,
     backward: Callable[[Tensor], object] = torch.Tensor.backward,
@@ -161,15 +164,17 @@ def soar_backward(
 
     `predict(z, sigma) -> velocity`, with `z` of x0's shape and dtype and `sigma` (B,) in (0, 1]; `predict_uncond` alike,
     without the condition; it may be left out with `cfg_scale: 1`. With `points_per_pass: m` predict and loss_fn also get
-    batches of m * B, the samples in order, m times over. `loss_fn(prediction, target) -> (B,)`. `generator`: one, or one per
-    sample. `snap` maps drawn levels to the host's grid; `shift` is the inference schedule's, for `step_space: schedule`.
-    `backward` gets each point's loss, weighted: pass `accelerator.backward` where there is an accelerator.
+    batches of m * B, the samples in order, m times over. `loss_fn(prediction, target) -> (B,)`, times `weighting(sigma)` (B,)
+    where given. `generator`: one, or one per sample. `snap` maps drawn levels to the host's grid; `shift` is the inference
+    schedule's, for `step_space: schedule`. `backward` gets each point's loss, weighted: pass `accelerator.backward` where there
+    is an accelerator.
     """
 
     def train_on(point: TrainingPoint) -> tuple[Tensor, Tensor]:
         data = x0.repeat(len(point.sigma) // len(sigma), *[1] * (x0.ndim - 1))
         prediction = predict(point.z.to(x0.dtype), point.sigma)
-        loss = loss_fn(prediction, velocity(data, point.noise)).mean()
+        losses = loss_fn(prediction, velocity(data, point.noise))
+        loss = (losses if weighting is None else losses * weighting(point.sigma)).mean()
         backward(loss * point.weight if point.weight != 1 else loss)
         return loss.detach(), prediction.detach()
 
