@@ -2,7 +2,7 @@
 
 `python benchmarks/quality.py` runs the study's cells in the order of their importance and writes each to results/quality; a
 cell that is there is skipped, so the study can be stopped at any time. `--share 0/2` and `--share 1/2` split it between two
-processes. `--report` makes RESULTS.md of what is there; `--quick` runs a small version in minutes, into another folder.
+processes, `--groups sweep` takes a part of it. `--report` makes RESULTS.md of what is there; `--quick` runs a small version in minutes, into another folder.
 
 All arms of a seed see the same pictures, noise and base levels, and are sampled from the same starting noise.
 """
@@ -50,7 +50,7 @@ OBJECTIVES = {
 }
 SAMPLINGS = {
     "main": [(2.5, 30), (2.5, 8), (4.5, 8), (1.0, 8)],
-    "full": [(2.5, 30), (2.5, 8)],
+    "full": [(2.5, 8), (1.0, 8)],
     "sweep": [(2.5, 8)],
 }
 """(guidance, steps) by group of cells: sampling is what the study's time goes into."""
@@ -262,6 +262,7 @@ def run_cell(cell: Cell, results: Path, number: int, samplings: list[tuple[float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", default="0/1", help="this process's share of the cells, as index/number of processes")
+    parser.add_argument("--groups", nargs="+", choices=SAMPLINGS, default=list(SAMPLINGS))
     parser.add_argument("--minutes", type=float, default=360, help="start no cell after this time")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -274,7 +275,7 @@ def main() -> None:
     results = HERE / "results" / ("quality_quick" if args.quick else "quality")
     results.mkdir(parents=True, exist_ok=True)
     index, processes = map(int, args.share.split("/"))
-    study = list(cells())[:3] if args.quick else list(cells())
+    study = [cell for cell in cells() if cell.group in args.groups][: 3 if args.quick else None]
     number = 105 if args.quick else 1_050
     start = time.time()
     for cell in study[index::processes]:
