@@ -5,7 +5,8 @@ mean m(z, sigma) is known in closed form, so the rollout is made with the exact 
 over m(z_aux, sigma_aux): 1 where the mean target is what the exact model predicts, below 1 where training on such points pulls
 an exact model towards the mean, above 1 where it pushes it outward. `shift` is the mean of x0 - m.
 
-`python benchmarks/contraction.py` writes benchmarks/results/contraction.json and prints the tables.
+`python benchmarks/contraction.py` writes benchmarks/results/contraction.json and prints the tables; with --bundled it does the
+same on the bundled model, into contraction_bundled.json.
 """
 
 import argparse
@@ -17,16 +18,23 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from baselines import of_another, with_random_sign
 from torch import Tensor
 
 from soarflow import SOARConfig
-from soarflow.objective import base_point, roll_out
-from soarflow.path import effective_noise, interpolate
+from soarflow.cli import BUNDLED
+from soarflow.engine.families import load_family
+from soarflow.objective import Predict, TrainingPoint, base_point, roll_out
+from soarflow.path import clean_estimate, effective_noise, interpolate
 from soarflow.rollout import renoise
+from soarflow.tinyscenes.pretrain import pixels_of
+from soarflow.tinyscenes.scenes import draw_scenes, render
 
 HERE = Path(__file__).parent
 SPREAD, SHARE = 0.1, 0.9
 LEVELS = (0.9, 0.7, 0.5, 0.3)
+BUNDLED_SCENES = 33
+CHANGES = {"shuffled": of_another, "random sign": with_random_sign}
 
 
 def posterior_mean(z: Tensor, sigma: Tensor, share: float) -> Tensor:
@@ -42,6 +50,23 @@ def velocity_of(z: Tensor, sigma: Tensor, share: float) -> Tensor:
     return (z - posterior_mean(z, sigma, share)) / sigma[:, None]
 
 
+def reach(
+    base: TrainingPoint, v_cond: Tensor, x0: Tensor, config: SOARConfig, predict_uncond: Predict, halfway: bool, arm: str,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(z_aux, sigma_aux) of a point, at sigma_next or half-way from there to 1; an arm may change the step's error."""
+    z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator)
+    on_path = interpolate(x0, base.noise, sigma_next)
+    error = z_off - on_path
+    if arm in CHANGES:
+        error = CHANGES[arm](error, generator)
+    elif arm == "guidance only":  # what guidance adds to the step, and not where the sample's own x0 lies
+        error = z_off - roll_out(base, v_cond, x0, replace(config, cfg_scale=1.0))[0]
+    sigma_aux = sigma_next + (1 - sigma_next) / 2 if halfway else sigma_next
+    endpoint = base.noise if config.shared_noise else torch.randn(x0.shape, generator=generator).to(x0)
+    return renoise(on_path + error, sigma_next, sigma_aux, endpoint), sigma_aux
+
+
 def measure(config: SOARConfig, level: float, halfway: bool, share: float, number: int, seed: int, arm: str = "soar") -> dict:
     """Slope and shift of one setting, at sigma_next or re-noised half-way from there to 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -55,19 +80,63 @@ def measure(config: SOARConfig, level: float, halfway: bool, share: float, numbe
     def predict_uncond(z: Tensor, sigma: Tensor) -> Tensor:
         return velocity_of(z, sigma, 0.5)
 
-    z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator)
-    on_path = interpolate(x0, noise, sigma_next)
-    if arm == "shuffled":  # the error of another sample
-        z_off = on_path + (z_off - on_path).roll(1, 0)
-    elif arm == "guidance only":  # what guidance adds to the step, and not where the sample's own x0 lies
-        z_off = on_path + z_off - roll_out(base, v_cond, x0, replace(config, cfg_scale=1.0))[0]
-    sigma_aux = sigma_next + (1 - sigma_next) / 2 if halfway else sigma_next
-    endpoint = noise if config.shared_noise else torch.randn(number, 1, generator=generator).double()
-    z_aux = renoise(z_off, sigma_next, sigma_aux, endpoint)
+    z_aux, sigma_aux = reach(base, v_cond, x0, config, predict_uncond, halfway, arm, generator)
     target = z_aux - sigma_aux[:, None] * (effective_noise(z_aux, sigma_aux, x0) - x0)  # x0 again, as the loss has it
     mean = posterior_mean(z_aux, sigma_aux, share)
     slope = ((target - target.mean()) * (mean - mean.mean())).mean() / mean.var(correction=0)
     return {"slope": round(slope.item(), 3), "shift": round((target - mean).mean().item(), 4)}
+
+
+@torch.no_grad()
+def measure_bundled(number: int, seed: int) -> list[dict]:
+    """The same on the bundled model: the slope of held-out pictures' latents over the model's own estimate at the points.
+
+    No posterior mean is known there; the row of ordinary points says how far the model's estimate is from one (1 if it is).
+    """
+    family = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
+    scenes = draw_scenes(BUNDLED_SCENES, number, held_out=True)
+    x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
+    cond, empty = family.encode_text([str(scene.caption) for scene in scenes]), family.encode_text([""]) * number
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    bases, uncond = [], {}
+    for level in LEVELS:
+        base = base_point(x0, noise, torch.full((number,), level), SOARConfig())
+        bases.append((base, family.predict(base.z, base.sigma, cond)))
+        uncond[level] = family.predict(base.z, base.sigma, empty)
+    rows = []
+    for setting in bundled_settings():
+        options = {"halfway": False, "arm": "soar", **setting}
+        halfway, arm = options.pop("halfway"), options.pop("arm")
+        cells = {}
+        for level, (base, v_cond) in zip(LEVELS, bases, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            unguided = uncond[level]
+            z_aux, sigma_aux = reach(
+                base, v_cond, x0, SOARConfig(**options), lambda z, sigma, v=unguided: v, halfway, arm, generator
+            )
+            mean = clean_estimate(z_aux, sigma_aux, family.predict(z_aux, sigma_aux, cond))
+            target, mean = x0 - x0.mean(0), mean - mean.mean(0)
+            cells[str(level)] = round(((target * mean).mean() / mean.square().mean()).item(), 3)
+        rows.append({"setting": setting, "cells": cells})
+        print(f"{_label(setting):58s}" + "".join(f"{slope:10.3f}" for slope in cells.values()), flush=True)
+    return rows
+
+
+def bundled_settings() -> list[dict]:
+    scales, where = (1.0, 2.5, 4.5, 7.5), (False, True)
+    return [
+        *({"rollout": "none", "num_steps": steps, "halfway": half} for steps, half in itertools.product((30, 4), where)),
+        *({"num_steps": steps, "cfg_scale": scale, "halfway": half}
+          for steps, scale, half in itertools.product((100, 30, 10, 4), scales, where)),
+        *({"rollout": rollout, "cfg_scale": 1.0, "halfway": half}
+          for rollout, half in itertools.product(("sde", "flow_sde", "cps", "simple"), where)),
+        *({"arm": arm, "num_steps": steps, "cfg_scale": scale, "halfway": half}
+          for arm, steps, scale, half in itertools.product(CHANGES, (30, 4), (1.0, 4.5), where)),
+    ]  # fmt: skip
+
+
+def _label(setting: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setting.items())
 
 
 def settings() -> dict[str, list[dict]]:
@@ -93,6 +162,10 @@ def settings() -> dict[str, list[dict]]:
             {"arm": "shuffled", "cfg_scale": scale, "halfway": halfway}
             for scale, halfway in itertools.product((1.0, 2.5, 4.5), (False, True))
         ],
+        "the error with a random sign": [
+            {"arm": "random sign", "cfg_scale": scale, "halfway": halfway}
+            for scale, halfway in itertools.product((1.0, 4.5), (False, True))
+        ],
         "the guidance's displacement alone": [
             {"arm": "guidance only", "cfg_scale": scale, "halfway": halfway}
             for scale, halfway in itertools.product((2.5, 4.5), (False, True))
@@ -104,7 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=1_000_000, help="draws per cell")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bundled", action="store_true", help="the bundled model in place of the mixture")
+    parser.add_argument("--pictures", type=int, default=256, help="held-out pictures, with --bundled")
     args = parser.parse_args()
+    if args.bundled:
+        record = {"pictures": args.pictures, "seed": args.seed, "rows": measure_bundled(args.pictures, args.seed)}
+        write("contraction_bundled", record)
+        return
     tables: dict[str, list[dict]] = {}
     for title, rows in settings().items():
         print(f"\n{title}\n{'':58s}" + "".join(f"{f'sigma {level}':>18s}" for level in LEVELS))
@@ -115,11 +194,14 @@ def main() -> None:
             arguments = {"share": SHARE, "halfway": False, **extra}
             cells = [measure(SOARConfig(**options), level, number=args.number, seed=args.seed, **arguments) for level in LEVELS]
             tables[title].append({"setting": row, "cells": dict(zip(map(str, LEVELS), cells, strict=True))})
-            label = ", ".join(f"{key} {value}" for key, value in row.items())
-            print(f"{label:58s}" + "".join(f"{cell['slope']:10.3f} {cell['shift']:+7.3f}" for cell in cells), flush=True)
+            print(f"{_label(row):58s}" + "".join(f"{cell['slope']:10.3f} {cell['shift']:+7.3f}" for cell in cells), flush=True)
+    write("contraction", {"draws": args.number, "seed": args.seed, "tables": tables})
+
+
+def write(name: str, record: dict) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    record = {"date": date.today().isoformat(), "commit": commit, "draws": args.number, "seed": args.seed, "tables": tables}
-    (HERE / "results" / "contraction.json").write_text(json.dumps(record, indent=1) + "\n")
+    stamp = {"date": date.today().isoformat(), "commit": commit}
+    (HERE / "results" / f"{name}.json").write_text(json.dumps({**stamp, **record}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,15 @@ def test_the_shuffled_error_is_soar_with_the_error_of_another_sample():
     assert_close(together[0][[1, 3, 5]], together[1][[1, 3, 5]])  # base loss, size of the step and levels are the same
 
 
+@pytest.mark.parametrize("generator", [torch.Generator().manual_seed(0), [torch.Generator().manual_seed(i) for i in range(64)]])
+def test_a_random_sign_keeps_each_samples_error_or_turns_it(generator):
+    error = torch.randn(64, 3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    turned = (baselines.with_random_sign(error, generator) / error).flatten(1)
+    assert_close(turned, turned[:, :1].expand(-1, 6))
+    assert_close(turned.abs(), torch.ones_like(turned))
+    assert 16 < (turned[:, 0] > 0).sum() < 48
+
+
 def write_cell(folder, arm, seed, verdicts, group="main"):
     sampling = {"correct": verdicts, "score": [int(each) for each in verdicts], "frechet": 1.0, "sharpness": 2.0}
     bias = {"sigma": [0.6, 0.4], "on_path": [1.0, 2.0], "own": [1.0, 3.0]}
