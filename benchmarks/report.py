@@ -44,11 +44,15 @@ class Estimate:
         return cls(float(by_seed.mean()), float(half), len(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + ("" if math.isnan(self.half) else f" ± {self.half:.3f}")
+        return "" if math.isnan(self.mean) else f"{self.mean:.3f}" + ("" if math.isnan(self.half) else f" ± {self.half:.3f}")
 
     @property
     def signed(self) -> str:
         return f"{self.mean:+.3f} ± {self.half:.3f}"
+
+    def is_real(self) -> str:
+        """What a difference may be called where neither direction is the better one."""
+        return {"better": "more", "worse": "less"}.get(self.verdict(), self.verdict())
 
     def verdict(self) -> str:
         """What a difference may be called."""
@@ -120,6 +124,8 @@ def _verdicts(record: dict, sampling: str, name: str) -> np.ndarray:
 
 
 def _measure(record: dict, name: str, sampling: str) -> float:
+    if name == "variety" and sampling != next(iter(record["samplings"])):
+        return math.nan  # measured at a cell's first sampling alone
     if name == "exposure bias":
         bias = record["exposure_bias"]["2.5"]
         index = int(np.argmin(np.abs(np.array(bias["sigma"]) - 0.4)))
@@ -153,6 +159,8 @@ def text(study: Study) -> str:
             parts += _arm_tables(study, title, group)
     if "sweep" in groups:
         parts += _sweeps(study)
+    if "pull" in groups:
+        parts += _pull(study)
     parts.append(
         "![Captions right and graded score by arm](results/quality.png)\n\n![Exposure bias](results/exposure_bias.png)"
     )
@@ -198,7 +206,7 @@ def summary(study: Study) -> str:
     levels = study.find("main", "SFT N levels")
     if levels:
         changes = ", ".join(
-            f"{name} {difference.signed} ({'none' if difference.verdict() == 'none' else 'real'})"
+            f"{name} {difference.signed} ({difference.is_real()})"
             for name in ("variety", "sharpness", "exposure bias")
             if (difference := study.whole_difference(soar, levels, name, first)).seeds > 1
         )
@@ -324,6 +332,28 @@ def _sweeps(study: Study) -> list[str]:
         "graded score against the defaults", "is", "sharpness", "variety", "score gained over the base per 100 of compute",
     ]  # fmt: skip
     return ["## Sweeps: one setting changed, LoRA", table(header, rows)]
+
+
+def _pull(study: Study) -> list[str]:
+    levels = study.find("pull", "SFT N levels")
+    if not levels:
+        return []
+    rows = []
+    for key, sampling in itertools.product(study.arms("pull"), study.samplings("pull")):
+        if not key[2]:
+            continue
+        row = [label(key), sampling, str(len(study.cells[key])), str(study.estimate(key, sampling, "score"))]
+        for name in ("sharpness", "variety"):
+            row.append(str(study.whole(key, name, sampling)))
+            difference = study.whole_difference(key, levels, name, sampling)
+            row.append("" if key == levels or math.isnan(difference.mean) else f"{difference.signed} ({difference.is_real()})")
+        rows.append(row)
+    header = ["arm", "sampling", "seeds", "graded score", "sharpness", "against N levels", "variety", "against N levels"]
+    return [
+        "## The pull towards the mean, in the pictures\n\nWhere it is strongest in theory: `num_steps: 4`, `cfg_scale: 1`. "
+        "Against the same number of ordinary points;\n`docs/contraction.md` has the theory.",
+        table(header, rows),
+    ]
 
 
 def _plots(study: Study, folder: Path) -> None:
