@@ -2,8 +2,8 @@
 
 `python benchmarks/quality.py` runs the study's cells in the order of their importance and writes each to results/quality; a
 cell that is there is skipped, so the study can be stopped at any time. `--share 0/2` and `--share 1/2` split it between two
-processes, `--groups sweep` takes a part of it. `--report` makes RESULTS.md of what is there; `--quick` runs a small version in
-minutes, into another folder.
+processes, `--groups sweep` takes a part of it. `--report` makes RESULTS.md and the README's table of what is there; `--quick`
+runs a small version in minutes, into another folder.
 
 All arms of a seed see the same pictures, noise and base levels, and are sampled from the same starting noise.
 """
@@ -283,7 +283,7 @@ def main() -> None:
     if args.report:
         import report
 
-        report.write(HERE / "results" / "quality", HERE / "RESULTS.md")
+        report.write(HERE / "results" / "quality", HERE / "RESULTS.md", HERE.parent / "README.md")
         return
     results = HERE / "results" / ("quality_quick" if args.quick else "quality")
     results.mkdir(parents=True, exist_ok=True)

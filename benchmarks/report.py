@@ -15,6 +15,7 @@ from soarflow.tinyscenes.captions import CATEGORIES
 Key = tuple[str, str, int]
 """Group, arm, training steps."""
 
+README_MARKS = "<!-- made by benchmarks/quality.py --report -->", "<!-- end -->"
 MEASURES = {"correct": "captions right", "score": "graded score"}
 ONE_POINT = ("scheduled_sampling", "reflexflow")
 """Arms with one point off the path whatever N: they cost what SOAR costs at N = 1."""
@@ -142,13 +143,33 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write(folder: Path, file: Path) -> None:
-    """Writes the report and its plots beside it. Raises ValueError where there is no cell yet."""
+def write(folder: Path, file: Path, readme: Path | None = None) -> None:
+    """Writes the report, its plots beside it, and the README's table. Raises ValueError where there is no cell yet."""
     if not list(folder.glob("*.json")):
         raise ValueError(f"{folder} has no results yet: run benchmarks/quality.py first")
     study = Study(folder)
     file.write_text(text(study), encoding="utf-8")
     _plots(study, file.parent / "results")
+    if readme:
+        before, start, rest = readme.read_text(encoding="utf-8").partition(README_MARKS[0])
+        _, end, after = rest.partition(README_MARKS[1])
+        readme.write_text(f"{before}{start}\n\n{readme_table(study)}\n\n{end}{after}", encoding="utf-8")
+
+
+def readme_table(study: Study) -> str:
+    """The main arms, each at two samplings: captions right, and the graded score against SOAR's, paired."""
+    samplings = [each for each in ("2.5/30", "1.0/8") if each in study.samplings("main")]
+    soar = study.find("main", "SOAR")
+    rows = []
+    for key in study.arms("main"):
+        row = [label(key), str(study.compute(key)), str(len(study.cells[key]))]
+        for sampling in samplings:
+            row.append(f"{100 * study.estimate(key, sampling).mean:.1f} %")
+            difference = study.difference(soar, key, sampling, "score") if key[2] and key != soar else None
+            row.append(f"{difference.signed} ({difference.verdict()})" if difference else "")
+        rows.append(row)
+    heads = [f"{words} {each}" for each in samplings for words in ("captions right,", "SOAR's graded score against it,")]
+    return table(["arm", "compute", "seeds", *heads], rows)
 
 
 def text(study: Study) -> str:

@@ -145,9 +145,10 @@ def test_a_gain_survives_only_where_every_control_shows_it(gains, sentence):
     assert sentence in report._survival(gains)
 
 
-def test_the_committed_report_is_made_of_the_committed_cells():
-    cells = BENCHMARKS / "results" / "quality"
-    assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == report.text(report.Study(cells))
+def test_the_committed_report_and_the_readmes_table_are_made_of_the_committed_cells():
+    study = report.Study(BENCHMARKS / "results" / "quality")
+    assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == report.text(study)
+    assert report.readme_table(study) in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_difference_outside_its_interval_has_a_direction_and_one_seed_has_none():
@@ -187,6 +188,16 @@ def test_the_readmes_costs_are_the_committed_ones(model, checkpointing, number):
     assert line in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readmes_step_times_are_the_committed_ones():
+    times = {"SOAR": [], "published": []}
+    for row in COSTS:
+        if row["model"] == "sd35_slice" and row["step"] != "SFT":
+            times[row["step"].split()[0]].append(row["time_over_floor"])
+    ours, published = (f"{min(each):.2f} to {max(each):.2f}" for each in times.values())
+    text = " ".join((BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"takes {ours} of the floor's time, the published algorithm's {published} (1 thread" in text
+
+
 def _setting(row):
     return row["model"], row["training"], row["checkpointing"], *row["step"].split()[1:3]
 
@@ -194,3 +205,48 @@ def _setting(row):
 def test_without_results_the_report_says_what_to_run(tmp_path):
     with pytest.raises(ValueError, match=r"run benchmarks/quality\.py first"):
         report.write(tmp_path, tmp_path / "RESULTS.md")
+
+
+MIXTURE_ROWS = {
+    "`cfg_scale: 1`": ("guidance", {"num_steps": 30, "cfg_scale": 1.0}),
+    "`cfg_scale: 2.5`": ("guidance", {"num_steps": 30, "cfg_scale": 2.5}),
+    "`cfg_scale: 4.5`": ("guidance", {"num_steps": 30, "cfg_scale": 4.5}),
+    "`cfg_scale: 1`, `num_steps: 100`": ("guidance", {"num_steps": 100, "cfg_scale": 1.0}),
+    "`rollout: cps`, `cfg_scale: 1`": ("stochastic rollouts", {"rollout": "cps", "cfg_scale": 1.0}),
+    "`rollout: none` (ordinary points)": ("an extra ordinary point (rollout: none)", {"rollout": "none"}),
+    **{
+        f"{name}, `cfg_scale: {scale:g}`": (name, {"arm": arm, "cfg_scale": scale})
+        for name, arm in (("the error of another sample", "shuffled"), ("the error with a random sign", "random sign"))
+        for scale in (1.0, 4.5)
+    },
+}
+BUNDLED_ROWS = {
+    "ordinary points": {"rollout": "none", "num_steps": 30},
+    "`cfg_scale: 1`": {"num_steps": 30, "cfg_scale": 1.0},
+    "`cfg_scale: 4.5`": {"num_steps": 30, "cfg_scale": 4.5},
+    "`cfg_scale: 7.5`": {"num_steps": 30, "cfg_scale": 7.5},
+    "`cfg_scale: 1`, `num_steps: 100`": {"num_steps": 100, "cfg_scale": 1.0},
+    "`cfg_scale: 1`, `num_steps: 4`": {"num_steps": 4, "cfg_scale": 1.0},
+    "`rollout: cps`, `cfg_scale: 1`": {"rollout": "cps", "cfg_scale": 1.0},
+    "the error of another sample, `cfg_scale: 1`": {"arm": "shuffled", "num_steps": 30, "cfg_scale": 1.0},
+    "the error of another sample, `cfg_scale: 1`, `num_steps: 4`": {"arm": "shuffled", "num_steps": 4, "cfg_scale": 1.0},
+    "the error with a random sign, `cfg_scale: 1`": {"arm": "random sign", "num_steps": 30, "cfg_scale": 1.0},
+    "the error with a random sign, `cfg_scale: 1`, `num_steps: 4`": {"arm": "random sign", "num_steps": 4, "cfg_scale": 1.0},
+}
+
+
+def contraction_lines():
+    mixture, bundled = (
+        json.loads((BENCHMARKS / "results" / f"{name}.json").read_text()) for name in ("contraction", "contraction_bundled")
+    )
+    found = [(label, mixture["tables"][table], setting) for label, (table, setting) in MIXTURE_ROWS.items()]
+    found += [(label, bundled["rows"], setting) for label, setting in BUNDLED_ROWS.items()]
+    for label, rows, setting in found:
+        cells = next(row["cells"] for row in rows if row["setting"] == {**setting, "halfway": False})
+        slopes = (cell["slope"] if isinstance(cell, dict) else cell for cell in cells.values())
+        yield f"| {label} | " + " | ".join(f"{slope:.3f}" for slope in slopes) + " |"
+
+
+@pytest.mark.parametrize("line", contraction_lines())
+def test_the_contraction_pages_tables_are_the_committed_ones(line):
+    assert line in (BENCHMARKS.parent / "docs" / "contraction.md").read_text(encoding="utf-8")
