@@ -1,8 +1,7 @@
 """Other ways to train on off-trajectory states, with soar_backward's signature, for the quality study.
 
 Scheduled sampling and ReflexFlow take SOAR's own rollout, one guided step from the base point, and one point at its end (level
-sigma_next, no re-noising). `shuffled_error` and `random_sign` are SOAR with another error in place of the step's own
-(docs/contraction.md).
+sigma_next, no re-noising). `random_sign` is SOAR with its step's error on either side of the path (docs/contraction.md).
 """
 
 from collections.abc import Callable
@@ -55,11 +54,17 @@ def reflexflow_loss(prediction: Tensor, x0: Tensor, noise: Tensor, z_off: Tensor
     return error + 1 - cosine_similarity(widen(prediction).flatten(1), (z_off - widen(x0)).flatten(1))
 
 
-def train_with_error(
-    change: Callable[[Tensor, Any], Tensor], predict: Predict, x0: Tensor, noise: Tensor, sigma: Tensor, config: SOARConfig, *,
-    predict_uncond: Predict | None = None, generator: Any = None, backward: Backward = Tensor.backward, **_: Any,
+def with_random_sign(error: Tensor, generator: Any) -> Tensor:
+    """The error, or, by chance and for each sample, as much to the other side of the path."""
+    draws = draw(torch.rand, error.flatten(1)[:, :1], generator)
+    return error * torch.where(draws < 0.5, 1.0, -1.0).reshape(-1, *[1] * (error.ndim - 1)).to(error)
+
+
+def random_sign(
+    predict: Predict, x0: Tensor, noise: Tensor, sigma: Tensor, config: SOARConfig, *, predict_uncond: Predict | None = None,
+    generator: Any = None, backward: Backward = Tensor.backward, **_: Any,
 ) -> SOARResult:  # fmt: skip
-    """SOAR whose rollout ends at z(sigma_next) + change(e) in place of z(sigma_next) + e; needs `points_per_pass: 1`."""
+    """SOAR whose rollout's error is put on either side of the path; needs `points_per_pass: 1`."""
 
     def train_on(points: list[TrainingPoint]) -> Tensor:
         (point,) = points
@@ -73,22 +78,9 @@ def train_with_error(
     backward(base_loss * base.weight)
     z_off, sigma_next = roll_out(base, v_cond.detach(), x0, config, predict_uncond, generator)
     on_path = interpolate(x0, noise, sigma_next)
-    changed = on_path + change(z_off - on_path, generator)
+    changed = on_path + with_random_sign(z_off - on_path, generator)
     return correct_from(changed, sigma_next, base, base_loss.detach(), x0, config, train_on, generator)
-
-
-def of_another(error: Tensor, generator: Any = None) -> Tensor:
-    """The error of the next sample in the batch; a batch of one keeps its own."""
-    return error.roll(1, 0)
-
-
-def with_random_sign(error: Tensor, generator: Any = None) -> Tensor:
-    """The error, or, by chance and for each sample, as much to the other side of the path."""
-    draws = draw(torch.rand, error.flatten(1)[:, :1], generator)
-    return error * torch.where(draws < 0.5, 1.0, -1.0).reshape(-1, *[1] * (error.ndim - 1)).to(error)
 
 
 scheduled_sampling = partial(train_on_one_point, scheduled_sampling_loss)
 reflexflow = partial(train_on_one_point, reflexflow_loss)
-shuffled_error = partial(train_with_error, of_another)
-random_sign = partial(train_with_error, with_random_sign)

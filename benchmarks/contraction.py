@@ -18,13 +18,13 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from baselines import of_another, with_random_sign
+from baselines import with_random_sign
 from torch import Tensor
 
 from soarflow import SOARConfig
 from soarflow.cli import BUNDLED
 from soarflow.engine.families import load_family
-from soarflow.objective import Predict, TrainingPoint, base_point, roll_out
+from soarflow.objective import Predict, TrainingPoint, another_error, base_point, roll_out
 from soarflow.path import clean_estimate, effective_noise, interpolate
 from soarflow.rollout import renoise
 from soarflow.tinyscenes.pretrain import pixels_of
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 SPREAD, SHARE = 0.1, 0.9
 LEVELS = (0.9, 0.7, 0.5, 0.3)
 BUNDLED_SCENES = 33
-CHANGES = {"shuffled": of_another, "random sign": with_random_sign}
+CHANGES = {"shuffled": lambda error, _: another_error(error), "random sign": with_random_sign}
 
 
 def posterior_mean(z: Tensor, sigma: Tensor, share: float) -> Tensor:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from baselines import random_sign, reflexflow, scheduled_sampling, shuffled_error
+from baselines import random_sign, reflexflow, scheduled_sampling
 from PIL import Image
 from scipy import linalg, ndimage
 
@@ -47,7 +47,6 @@ OBJECTIVES = {
     "soar": soar_backward,
     "scheduled_sampling": scheduled_sampling,
     "reflexflow": reflexflow,
-    "shuffled_error": shuffled_error,
     "random_sign": random_sign,
 }
 SAMPLINGS = {
@@ -110,7 +109,8 @@ def cells() -> Iterator[Cell]:
 
     def main(seed: int) -> Iterator[Cell]:
         yield from arms(seed, "main")
-        for objective in ("shuffled_error", *baselines):
+        yield Cell("shuffled_error", seed, soar={**soar, "step_error": "another"})
+        for objective in baselines:
             yield Cell(objective, seed, objective=objective, soar=soar)
 
     def sweep(seed: int) -> Iterator[Cell]:
@@ -123,8 +123,8 @@ def cells() -> Iterator[Cell]:
         hard = {**soar, "num_steps": 4, "cfg_scale": 1}
         yield Cell("SOAR", seed, soar=hard, group="pull")
         yield Cell("SFT N levels", seed, soar={**hard, "rollout": "none"}, group="pull")
-        for objective in ("shuffled_error", "random_sign"):
-            yield Cell(objective, seed, objective=objective, soar=hard, group="pull")
+        yield Cell("shuffled_error", seed, soar={**hard, "step_error": "another"}, group="pull")
+        yield Cell("random_sign", seed, objective="random_sign", soar=hard, group="pull")
 
     yield Cell("base", 0, steps=0, soar=off)
     for part, seeds in ((main, (0, 1, 2)), (sweep, (0, 1)), (pull, (0, 1, 2)), (main, (3, 4)), (sweep, (2,))):

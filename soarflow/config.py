@@ -9,6 +9,7 @@ from typing import Any
 from .rollout import STOCHASTIC
 
 ROLLOUTS = ("ode", "none", *STOCHASTIC)
+STEP_ERRORS = ("own", "another")
 STEP_SPACES = ("sigma", "schedule")
 _PEERS_SPELLINGS = {
     "lambda_aux": "correction_weight",
@@ -42,6 +43,9 @@ class SOARConfig:
     """`ode` is the paper's; `none` stays on the trajectory (the equal-compute control); the others add noise to the step."""
     rollout_noise: float | None = None
     """Strength of the noise of a stochastic rollout; 0.7 unless given."""
+    step_error: str = "own"
+    """Whose error leads a state off the path: `own` is the paper's; `another`, that of the next sample in the batch, takes the
+    objective's pull towards the mean away (docs/contraction.md)."""
     step_space: str = "sigma"
     """What 1/K is measured in: `sigma`, or `schedule`, one step of the model's own K-step inference schedule."""
     shared_noise: bool = True
@@ -60,6 +64,9 @@ class SOARConfig:
         self._integer("num_aux_points", 0)
         self._number("sigma_min", "a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
         self._choice("rollout", ROLLOUTS)
+        self._choice("step_error", STEP_ERRORS)
+        if self.rollout == "none" and self.step_error != "own":
+            self._fail("step_error", "own with rollout: none, whose states have no error")
         self._choice("step_space", STEP_SPACES)
         if not isinstance(self.shared_noise, bool):
             self._fail("shared_noise", "true or false")
@@ -103,6 +110,14 @@ class SOARConfig:
         """`rollout_noise`, or its default."""
         return 0.7 if self.rollout_noise is None else self.rollout_noise
 
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuses `step_error: another` where a batch holds no other sample. Raises ConfigError."""
+        if self.step_error == "another" and batch_size < 2:
+            raise ConfigError(
+                f"soar.step_error must be own with train.batch_size: {batch_size}, whose batches hold no other sample, "
+                f"got {self.step_error!r}. Set batch_size to 2 or more, or leave step_error out."
+            )
+
     def at_step(self, step: int) -> "SOARConfig":
         """The settings in force at a training step, counted from 0: plain SFT outside `start_step` and `every`."""
         if step >= self.start_step and (step - self.start_step) % self.every == 0:
@@ -122,9 +137,10 @@ class SOARConfig:
         """One line for the user: the settings in force, and what a step computes as a multiple of plain SFT's."""
         if self.num_corrections == 0:
             return "SOAR off: plain SFT, at its cost"
+        rollout = self.rollout + (" with the error of another sample" if self.step_error == "another" else "")
         return (
             f"SOAR: num_steps {self.num_steps}, cfg_scale {self.cfg_scale:g}, correction_weight {self.correction_weight:g}, "
-            f"num_aux_points {self.num_aux_points}, rollout {self.rollout}; the base loss weighs {self.base_weight:.3f}; "
+            f"num_aux_points {self.num_aux_points}, rollout {rollout}; the base loss weighs {self.base_weight:.3f}; "
             f"compute per step {self.cost(checkpointing):.2f} x plain SFT's"
         )
 

@@ -88,6 +88,14 @@ def roll_out(
     return ode_step(base.z, base.sigma, sigma_next, v), sigma_next
 
 
+def another_error(error: Tensor) -> Tensor:
+    """For each sample the error of the next one in the batch, which knows nothing of its x0 (docs/contraction.md).
+
+    A sample that is alone in its batch gets none: its points stay on the path.
+    """
+    return error.roll(1, 0) if len(error) > 1 else torch.zeros_like(error)
+
+
 @torch.no_grad()
 def correction_point(
     z_off: Tensor,
@@ -207,6 +215,9 @@ def correct(
         return SOARResult(base_loss, base_loss, nothing, nothing, nothing, nothing)
 
     z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator, shift)
+    if config.step_error == "another":
+        on_path = interpolate(x0, base.noise, sigma_next)
+        z_off = on_path + another_error(z_off - on_path)
     return correct_from(z_off, sigma_next, base, base_loss, x0, config, train_on, generator, snap)
 
 

@@ -35,7 +35,7 @@ class StandIn:
 
     def __init__(self, soar, **train):
         self.section = soar
-        defaults = {"timestep_type": self.timestep_type, "reg_weight": 1.0, "gradient_checkpointing": False}
+        defaults = {"timestep_type": self.timestep_type, "reg_weight": 1.0, "gradient_checkpointing": False, "batch_size": 4}
         self.train_config = SimpleNamespace(**{**defaults, "inverted_mask_prior": False, "do_prior_divergence": False, **train})
         self.model_config = SimpleNamespace(arch="flux")
         self.device_torch = torch.device("cpu")
@@ -251,6 +251,13 @@ def test_points_share_a_forward_only_where_the_host_can_join_them():
     trainer = make(Trainer, {"points_per_pass": 2})
     with pytest.raises(ConfigError, match=r"points_per_pass must be 1 with model\.arch flux2"):
         check_arch("flux2_klein_4b", trainer.soar)
+
+
+def test_the_error_of_another_sample_needs_a_batch_that_holds_one():
+    losses = make(Trainer, {"step_error": "another"}).hook_train_loop([make_batch()])
+    assert losses["step_size"] > 0
+    with pytest.raises(ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"):
+        make(Trainer, {"step_error": "another"}, batch_size=1)
 
 
 def test_bad_settings_and_several_processes_are_refused():

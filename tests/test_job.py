@@ -97,3 +97,11 @@ def test_plain_sft_is_one_word(document, write_job):
 def test_a_learning_rate_that_yaml_reads_as_text(document, write_job):
     change(document, ("train", "lr"), "1e-4")
     assert read_job(write_job(document)).train.lr == 1e-4
+
+
+def test_the_error_of_another_sample_needs_a_batch_that_holds_one(document, write_job):
+    change(document, ("soar", "step_error"), "another")
+    read_job(write_job(document))
+    change(document, ("train", "batch_size"), 1)
+    with pytest.raises(ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"):
+        read_job(write_job(document))

@@ -226,6 +226,7 @@ OPTIONS = [
     {"rollout": "cps"},
     {"rollout": "simple"},
     {"rollout": "sde", "rollout_noise": 0.2},
+    {"step_error": "another"},
     {"step_space": "schedule"},
     {"shared_noise": False},
 ]
@@ -249,6 +250,27 @@ def test_the_control_without_rollout_trains_on_the_trajectory():
     x0, noise, _ = draw()
     for z, sigma, *_ in field.seen:
         assert_close(z, interpolate(x0, noise, sigma))
+
+
+def test_the_error_of_another_sample_is_carried_by_the_points():
+    x0, noise, sigma = draw()
+    config = SOARConfig(step_error="another", cfg_scale=2.0)
+    _, _, field = run(config)
+    own = run(SOARConfig(cfg_scale=2.0))[2]
+    for (z, level, *_), (z_own, level_own, *_) in zip(field.seen[2:], own.seen[2:], strict=True):
+        assert_close(level, level_own)
+        sigma_next = (sigma - 1 / 30).clamp(min=0)
+        kept = ((1 - level) / (1 - sigma_next))[:, None]  # 1 - a: what re-noising leaves of the error
+        on_path = interpolate(x0, noise, level)
+        assert_close((z - on_path) / kept, ((z_own - on_path) / kept).roll(1, 0), rtol=1e-6, atol=1e-9)
+
+
+def test_a_sample_alone_in_its_batch_has_no_other_error_and_stays_on_the_path():
+    data = tuple(each[:1] for each in draw())
+    alone, _, _ = run(SOARConfig(step_error="another"), data=data)
+    ordinary, _, _ = run(SOARConfig(rollout="none"), data=data)
+    assert alone.step_size == 0
+    assert_close(alone.total, ordinary.total)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -86,6 +86,7 @@ def check_settings(trainer: Any, soar: SOARConfig) -> None:
     for section, attribute in (("adapter", "adapter_config"), ("embedding", "embed_config"), ("decorator", "decorator_config")):
         if getattr(trainer, attribute, None) is not None:
             _refuse(section, "one", SHARED_GRAPH, "Leave the section out, or train with type: diffusion_trainer.")
+    soar.check_batch_size(trainer.train_config.batch_size)
     if soar.points_per_pass > 1 and any(getattr(trainer.train_config, key, False) for key in ("do_cfg", "do_random_cfg")):
         raise ConfigError(
             f"soar.points_per_pass must be 1 with train.do_cfg, whose negative prompts are made for one batch, got "

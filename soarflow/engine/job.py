@@ -179,6 +179,8 @@ def _job(process: Mapping, name: str, root: Path) -> Job:
             raise ConfigError(
                 f"datasets[{index}].caption_dropout_rate must be from 0 to 1, got {dataset.caption_dropout_rate}."
             )
+    if kind == "SOARTrainer":
+        soar.check_batch_size(job.train.batch_size)
     local = root / job.model.name_or_path
     model = replace(job.model, name_or_path=str(local)) if local.exists() else job.model
     return replace(
