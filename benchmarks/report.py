@@ -182,9 +182,10 @@ def text(study: Study) -> str:
         parts += _sweeps(study)
     if "pull" in groups:
         parts += _pull(study)
-    parts.append(
-        "![Captions right and graded score by arm](results/quality.png)\n\n![Exposure bias](results/exposure_bias.png)"
-    )
+    plots = {"quality": "Captions right and graded score by arm", "exposure_bias": "Exposure bias"}
+    if _swept(study):
+        plots["sweeps"] = "Graded score and sharpness by setting"
+    parts += [f"![{title}](results/{name}.png)" for name, title in plots.items()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -208,6 +209,11 @@ def summary(study: Study) -> str:
     first = study.samplings("main")[0]
     rates = ", ".join(f"{label(key)} {study.estimate(key, first).mean:.1%}" for key in (base, sft, soar))
     lines = ["## In short", f"- Captions drawn right at {first}: {rates}."]
+    taught = (study.difference(sft, base, sampling, "score") for sampling in study.samplings("main"))
+    taught_in_words = ", ".join(
+        f"{each.signed} at {name} ({each.verdict()})" for each, name in zip(taught, study.samplings("main"), strict=True)
+    )
+    lines.append(f"- What plain SFT taught the base, graded score: {taught_in_words}.")
     controls = {
         "plain SFT, equal steps": sft,
         "SFT with N more levels a step, equal steps (SOAR's compute without its rollout)": study.find("main", "SFT N levels"),
@@ -233,7 +239,7 @@ def summary(study: Study) -> str:
         )
         if changes:
             lines.append(f"- What the rollout changes against the same number of ordinary points: {changes}.")
-    lines += _best(study)
+    lines += _best(study) + _pull_in_short(study)
     return "\n".join([lines[0], "", *lines[1:]])
 
 
@@ -251,7 +257,9 @@ def _count(study: Study, group: str) -> str:
     if not soar or not others:
         return ""
     pairs = itertools.product(others, study.samplings(group), MEASURES)
-    verdicts = [study.difference(soar, *each).verdict() for each in pairs]
+    verdicts = [difference.verdict() for each in pairs if (difference := study.difference(soar, *each)).seeds > 1]
+    if not verdicts:
+        return ""
     counts = ", ".join(f"{verdicts.count(each)} {each}" for each in ("better", "worse", "none"))
     name = "LoRA" if group == "main" else "Full fine-tune"
     return f"- {name}: SOAR against every other arm, at every sampling, rate and score, {len(verdicts)} comparisons: {counts}."
@@ -286,6 +294,18 @@ def _best(study: Study) -> list[str]:
     ]
 
 
+def _pull_in_short(study: Study) -> list[str]:
+    levels = study.find("pull", "SFT N levels")
+    arms = [key for key in study.arms("pull") if levels and key[2] and key != levels]
+    changes = [
+        f"{label(key).partition(',')[0]} {difference.signed} ({difference.is_real()})"
+        for key in arms
+        if (difference := study.whole_difference(key, levels, "sharpness", study.samplings("pull")[0])).seeds > 1
+    ]
+    heading = "- Sharpness where the pull is strongest (`num_steps: 4`, `cfg_scale: 1`), against as many ordinary points"
+    return [f"{heading}: {', '.join(changes)}."] if changes else []
+
+
 def _gain_per_compute(study: Study, key: Key, base: Key, sampling: str) -> float:
     """Gain in graded score over the base for the compute of 100 steps of plain SFT."""
     return 100 * study.difference(key, base, sampling, "score").mean / study.compute(key)
@@ -316,15 +336,10 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
         "own states at sigma 0.4\nover the error on the path.",
         table(["arm", "Frechet distance", "sharpness", "variety", "exposure bias"], others),
     ]
-    rows = []
-    for key in arms:
-        verdicts = np.stack([_verdicts(record, first, "correct") for record in study.cells[key]])
-        by_category = (verdicts[:, index :: len(CATEGORIES)] for index in range(len(CATEGORIES)))  # captions come in turn
-        rows.append([label(key), *(f"{each.mean():.2f}" if each.size else "" for each in by_category)])
-    parts += [
-        f"### Captions right by category, at {first}",
-        table(["arm", *(category.replace("_", " ") for category in CATEGORIES)], rows),
-    ]
+    for name, words in MEASURES.items():
+        rows = [[label(key), *_by_category(study, key, first, name)] for key in arms]
+        heads = [category.replace("_", " ") for category in CATEGORIES]
+        parts += [f"### {words.capitalize()} by category, at {first}", table(["arm", *heads], rows)]
     soar = study.find(group, "SOAR")
     rows = []
     for other, sampling in itertools.product((key for key in arms if soar and key[2] and key != soar), samplings):
@@ -332,6 +347,12 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
         rows.append([label(other), sampling, rate.signed, rate.verdict(), score.signed, score.verdict()])
     header = ["against", "sampling", "captions right", "SOAR is", "graded score", "SOAR is"]
     return [*parts, f"### {label(soar)}, against each arm", table(header, rows)] if rows else parts
+
+
+def _by_category(study: Study, key: Key, sampling: str, name: str) -> list[str]:
+    verdicts = np.stack([_verdicts(record, sampling, name) for record in study.cells[key]])
+    by_category = (verdicts[:, index :: len(CATEGORIES)] for index in range(len(CATEGORIES)))  # captions come in turn
+    return [f"{each.mean():.2f}" if each.size else "" for each in by_category]
 
 
 def _sweeps(study: Study) -> list[str]:
@@ -377,6 +398,20 @@ def _pull(study: Study) -> list[str]:
     ]
 
 
+def _swept(study: Study) -> dict[str, list[tuple[float, Key]]]:
+    """Settings of which at least three values were tried in two seeds or more -> (value, arm), the default among them."""
+    default = study.find("sweep", "defaults")
+    if not default or len(study.cells[default]) < 2:
+        return {}
+    swept: dict[str, list[tuple[float, Key]]] = {}
+    for key, records in study.cells.items():
+        name, _, value = key[1].partition(" ")
+        if key[0] == "sweep" and len(records) > 1 and value.replace(".", "").isdigit():
+            swept.setdefault(name, []).append((float(value), key))
+    defaults = SOARConfig()
+    return {name: sorted([*values, (getattr(defaults, name), default)]) for name, values in swept.items() if len(values) > 1}
+
+
 def _plots(study: Study, folder: Path) -> None:
     import matplotlib
 
@@ -413,3 +448,30 @@ def _plots(study: Study, folder: Path) -> None:
     axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(folder / "exposure_bias.png", dpi=110)
+    if swept := _swept(study):
+        _plot_sweeps(study, swept, folder / "sweeps.png")
+
+
+def _plot_sweeps(study: Study, swept: dict[str, list[tuple[float, Key]]], file: Path) -> None:
+    from matplotlib import pyplot
+
+    default = study.find("sweep", "defaults")
+    sampling = study.samplings("sweep")[0]
+    figure, axes = pyplot.subplots(2, len(swept), figsize=(3 * len(swept), 5.5), sharey="row", squeeze=False)
+    for column, (name, values) in zip(axes.T, swept.items(), strict=True):
+        numbers = [value for value, _ in values]
+        scores = [study.difference(key, default, sampling, "score") for _, key in values]
+        sharpness = [study.whole_difference(key, default, "sharpness", sampling) for _, key in values]
+        for axis, estimates in zip(column, (scores, sharpness), strict=True):
+            half = [each.half for each in estimates]
+            axis.errorbar(numbers, [each.mean for each in estimates], yerr=half, fmt="o-", markersize=4, capsize=2)
+            axis.axhline(0, color="grey", linewidth=0.8)
+            axis.set_xscale("log")
+            axis.set_xticks(numbers, [f"{number:g}" for number in numbers])
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        column[1].set_xlabel(name)
+    axes[0][0].set_ylabel(f"graded score - defaults', {sampling}")
+    axes[1][0].set_ylabel("sharpness - defaults'")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
