@@ -96,6 +96,7 @@ def cells() -> Iterator[Cell]:
     """The study, the most telling cells first: main arms and sweeps, the full fine-tune, the baselines at equal compute."""
     soar = {"num_steps": 30, "cfg_scale": 4.5, "correction_weight": 1, "num_aux_points": 4}
     off, levels = {**soar, "correction_weight": 0}, {**soar, "rollout": "none"}
+    hard = {**soar, "num_steps": 4, "cfg_scale": 1}  # where the objective pulls most towards the mean
     budget = round(STEPS * 16 / 3)  # what SOAR at N = 4 computes, in steps of SFT
     baselines = ("scheduled_sampling", "reflexflow")  # 7 forwards a step, SFT has 3
 
@@ -113,14 +114,22 @@ def cells() -> Iterator[Cell]:
         for objective in baselines:
             yield Cell(objective, seed, objective=objective, soar=soar)
 
+    def full(seed: int) -> Iterator[Cell]:
+        """All weights, for the equal number of steps and for as many as plain SFT needs to learn something."""
+        yield from arms(seed, "full")
+        make = partial(Cell, seed=seed, group="full", steps=budget)
+        yield make("SOAR", soar=soar)
+        yield make("SFT N levels", soar=levels)
+        yield make("shuffled_error", soar={**hard, "step_error": "another"})
+        yield make("SFT", soar=off, steps=round(budget * 16 / 3))
+
     def sweep(seed: int) -> Iterator[Cell]:
         for change in SWEEP:
             label = " ".join(f"{key} {value}" for key, value in change.items()) or "defaults"
             yield Cell(label, seed, soar={**soar, **change}, group="sweep")
 
     def pull(seed: int) -> Iterator[Cell]:
-        """Where the objective pulls most towards the mean: large steps without guidance, and what may undo it."""
-        hard = {**soar, "num_steps": 4, "cfg_scale": 1}
+        """Large steps without guidance: the pull towards the mean, and what may undo it."""
         yield Cell("SOAR", seed, soar=hard, group="pull")
         yield Cell("SFT N levels", seed, soar={**hard, "rollout": "none"}, group="pull")
         yield Cell("shuffled_error", seed, soar={**hard, "step_error": "another"}, group="pull")
@@ -131,7 +140,7 @@ def cells() -> Iterator[Cell]:
         for seed in seeds:
             yield from part(seed)
     for seed in range(5):
-        yield from arms(seed, "full")
+        yield from full(seed)
     for seed in range(5):
         for objective in baselines:
             yield Cell(objective, seed, objective=objective, soar=soar, steps=round(budget * 3 / 7))

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,23 @@ from soarflow.tinyscenes.captions import CATEGORIES
 Key = tuple[str, str, int]
 """Group, arm, training steps."""
 
+GROUPS = {"main": "LoRA", "full": "full fine-tune"}
+NAMES = {
+    "shuffled_error": "SOAR with step_error: another",
+    "random_sign": "SOAR with a random sign",
+    "SFT N levels": "SFT, N levels",
+    "scheduled_sampling": "scheduled sampling",
+    "reflexflow": "ReflexFlow",
+}
+DEFAULTS = vars(SOARConfig())
+CONTROLS: dict[str, Callable[["Study", "Key", "Key"], bool]] = {
+    "plain SFT, equal steps": lambda study, key, other: other[1:] == ("SFT", key[2]),
+    "as many ordinary points (N levels)": lambda study, key, other: other[1:] == ("SFT N levels", key[2]),
+    "plain SFT, equal compute": lambda study, key, other: (
+        other[1] == "SFT" and abs(study.compute(other) / study.compute(key) - 1) < 0.07
+    ),
+}
+"""What a gain has to survive. N levels compute 6 % less than SOAR, having no unconditional forward."""
 README_MARKS = "<!-- made by benchmarks/quality.py --report -->", "<!-- end -->"
 MEASURES = {"correct": "captions right", "score": "graded score"}
 ONE_POINT = ("scheduled_sampling", "reflexflow")
@@ -36,6 +54,8 @@ class Estimate:
         Seeds: Student's t. Captions: normal, from the means over seeds. The two are added in quadrature.
         """
         values = np.asarray(values, dtype=float)
+        if not len(values):
+            return cls(math.nan, math.nan, 0)
         by_seed = values.reshape(len(values), -1).mean(1)
         half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(by_seed) if len(values) > 1 else 0.0
         if values.ndim == 2:
@@ -87,9 +107,8 @@ class Study:
 
     def difference(self, key: Key, other: Key, sampling: str, name: str = "correct") -> Estimate:
         """key - other, paired by seed, caption and starting noise, over the seeds that both have; the base has one for all."""
-        return Estimate.of(
-            np.stack([_verdicts(a, sampling, name) - _verdicts(b, sampling, name) for a, b in self._pairs(key, other)])
-        )
+        pairs = self._pairs(key, other)
+        return Estimate.of(np.array([_verdicts(a, sampling, name) - _verdicts(b, sampling, name) for a, b in pairs]))
 
     def whole_difference(self, key: Key, other: Key, name: str, sampling: str) -> Estimate:
         pairs = self._pairs(key, other)
@@ -110,14 +129,23 @@ class Study:
 
     def arms(self, group: str) -> list[Key]:
         """A group's arms: the base, plain SFT, SOAR, then the others, each by training steps."""
-        order = ["base", "SFT", "SOAR", "SFT N levels"]
+        order = ["base", "SFT", "SOAR", "shuffled_error", "SFT N levels"]
         keys = [key for key in self.cells if key[0] == group or not key[2]]
         return sorted(keys, key=lambda key: (order.index(key[1]) if key[1] in order else len(order), key[1], key[2]))
 
-    def find(self, group: str, arm: str, longest: bool = False) -> Key | None:
-        """A group's arm, trained for the fewest steps (the study's equal number) or the most; None where it has not run."""
-        keys = sorted((key for key in self.cells if key[:2] == (group, arm)), key=lambda key: key[2])
-        return (keys[-1] if longest else keys[0]) if keys else None
+    def label(self, key: Key) -> str:
+        """An arm in words, with the settings in which it differs from the method's defaults."""
+        if not key[2]:
+            return key[1]
+        soar = self.cells[key][0]["cell"]["soar"]
+        changed = [
+            f"{name} {soar[name]}" for name in ("num_steps", "cfg_scale") if soar.get(name, DEFAULTS[name]) != DEFAULTS[name]
+        ]
+        return ", ".join([NAMES.get(key[1], key[1]), *changed, f"{key[2]} steps"])
+
+    def find(self, group: str, arm: str) -> Key | None:
+        """A group's arm, trained for the fewest steps (the study's equal number); None where it has not run."""
+        return min((key for key in self.cells if key[:2] == (group, arm)), key=lambda key: key[2], default=None)
 
 
 def _verdicts(record: dict, sampling: str, name: str) -> np.ndarray:
@@ -132,10 +160,6 @@ def _measure(record: dict, name: str, sampling: str) -> float:
         index = int(np.argmin(np.abs(np.array(bias["sigma"]) - 0.4)))
         return bias["own"][index] / bias["on_path"][index]
     return record["variety"] if name == "variety" else record["samplings"][sampling][name]
-
-
-def label(key: Key) -> str:
-    return f"{key[1].replace('_', ' ')}, {key[2]} steps" if key[2] else key[1]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -162,7 +186,7 @@ def readme_table(study: Study) -> str:
     soar = study.find("main", "SOAR")
     rows = []
     for key in study.arms("main"):
-        row = [label(key), str(study.compute(key)), str(len(study.cells[key]))]
+        row = [study.label(key), str(study.compute(key)), str(len(study.cells[key]))]
         for sampling in samplings:
             row.append(f"{100 * study.estimate(key, sampling).mean:.1f} %")
             difference = study.difference(soar, key, sampling, "score") if key[2] and key != soar else None
@@ -191,10 +215,10 @@ def text(study: Study) -> str:
 
 def _heading(study: Study) -> str:
     records = list(itertools.chain(*study.cells.values()))
-    commits, hardware = (sorted({record[key] for record in records}) for key in ("commit", "hardware"))
+    commits, hardware = ("; ".join(sorted({record[key] for record in records})) for key in ("commit", "hardware"))
     return (
         f"# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` from {len(records)} cells,\n"
-        f"{records[0]['number']} held-out captions each; commits {', '.join(commits)}; {', '.join(hardware)}.\n\n"
+        f"{records[0]['number']} held-out captions each; commits {commits};\n{hardware}.\n\n"
         "Intervals are 95 %, over training seeds and, where a caption has a verdict, over captions. Differences are paired by\n"
         "seed, caption and starting noise; one inside its interval is called none. `compute` counts the training in steps of\n"
         "plain SFT. Sampling settings read guidance/steps."
@@ -202,36 +226,14 @@ def _heading(study: Study) -> str:
 
 
 def summary(study: Study) -> str:
-    """What a reader should take away, in sentences made from the cells that are there."""
+    """What a reader should take away, made from the cells that are there."""
     base, sft, soar = (study.find("main", arm) for arm in ("base", "SFT", "SOAR"))
     if not (base and sft and soar):
         return ""
     first = study.samplings("main")[0]
-    rates = ", ".join(f"{label(key)} {study.estimate(key, first).mean:.1%}" for key in (base, sft, soar))
-    lines = ["## In short", f"- Captions drawn right at {first}: {rates}."]
-    taught = (study.difference(sft, base, sampling, "score") for sampling in study.samplings("main"))
-    taught_in_words = ", ".join(
-        f"{each.signed} at {name} ({each.verdict()})" for each, name in zip(taught, study.samplings("main"), strict=True)
-    )
-    lines.append(f"- What plain SFT taught the base, graded score: {taught_in_words}.")
-    controls = {
-        "plain SFT, equal steps": sft,
-        "SFT with N more levels a step, equal steps (SOAR's compute without its rollout)": study.find("main", "SFT N levels"),
-        "plain SFT, equal compute": study.find("main", "SFT", longest=True),
-    }
-    gains = {}
-    for name, other in controls.items():
-        if other and other in study.cells:
-            rate, score = (study.difference(soar, other, first, measure) for measure in MEASURES)
-            gains[name] = (rate.verdict(), score.verdict())
-            lines.append(
-                f"- SOAR against {name}: captions right {rate.signed} ({rate.verdict()}), graded score {score.signed} "
-                f"({score.verdict()})."
-            )
-    lines.append(f"- {_survival(gains)}")
-    lines += [line for group in ("main", "full") if (line := _count(study, group))]
-    levels = study.find("main", "SFT N levels")
-    if levels:
+    rates = ", ".join(f"{study.label(key)} {study.estimate(key, first).mean:.1%}" for key in (base, sft, soar))
+    lines = [f"- LoRA: captions drawn right at {first}: {rates}.", *_taught(study, base), *_counts(study)]
+    if levels := study.find("main", "SFT N levels"):
         changes = ", ".join(
             f"{name} {difference.signed} ({difference.is_real()})"
             for name in ("variety", "sharpness", "exposure bias")
@@ -240,29 +242,63 @@ def summary(study: Study) -> str:
         if changes:
             lines.append(f"- What the rollout changes against the same number of ordinary points: {changes}.")
     lines += _best(study) + _pull_in_short(study)
-    return "\n".join([lines[0], "", *lines[1:]])
+    return "\n\n".join(["## In short", "\n".join(lines), *_against_controls(study)])
 
 
-def _survival(gains: dict[str, tuple[str, str]]) -> str:
-    plain, *controls = gains.values()
-    if "better" not in plain:
-        return "At equal steps SOAR shows no gain over plain SFT, so there is none for the equal-compute controls to test."
-    survives = all("better" in verdicts and "worse" not in verdicts for verdicts in controls)
-    return f"SOAR's gain over plain SFT at equal steps {'survives' if survives else 'does not survive'} equal compute."
+def _taught(study: Study, base: Key) -> list[str]:
+    """Whether post-training had anything to teach: plain SFT against the base."""
+    taught = [
+        f"{GROUPS[group]}, {key[2]} steps, {difference.signed} at {sampling} ({difference.verdict()})"
+        for group in GROUPS
+        for key in study.arms(group)
+        if key[1] == "SFT"
+        for sampling in (study.samplings(group)[0], study.samplings(group)[-1])
+        if (difference := study.difference(key, base, sampling, "score")).seeds > 1
+    ]
+    return [f"- What plain SFT taught the base, graded score: {'; '.join(taught)}."] if taught else []
 
 
-def _count(study: Study, group: str) -> str:
-    soar = study.find(group, "SOAR")
-    others = [key for key in study.arms(group) if key[2] and key != soar]
-    if not soar or not others:
-        return ""
-    pairs = itertools.product(others, study.samplings(group), MEASURES)
-    verdicts = [difference.verdict() for each in pairs if (difference := study.difference(soar, *each)).seeds > 1]
-    if not verdicts:
-        return ""
-    counts = ", ".join(f"{verdicts.count(each)} {each}" for each in ("better", "worse", "none"))
-    name = "LoRA" if group == "main" else "Full fine-tune"
-    return f"- {name}: SOAR against every other arm, at every sampling, rate and score, {len(verdicts)} comparisons: {counts}."
+def controlled(study: Study) -> list[tuple[str, Key, Key, str, Estimate]]:
+    """(control, SOAR's arm, the control's, sampling, difference in graded score), each comparison over two seeds or more."""
+    found = []
+    for group in GROUPS:
+        arms = study.arms(group)
+        for key, other, sampling in itertools.product(arms, arms, study.samplings(group) if arms[1:] else ()):
+            if key[1] not in ("SOAR", "shuffled_error") or not other[2]:
+                continue
+            for name, holds in CONTROLS.items():
+                if holds(study, key, other):
+                    difference = study.difference(key, other, sampling, "score")
+                    if difference.seeds > 1:
+                        found.append((name, key, other, sampling, difference))
+    return found
+
+
+def _counts(study: Study) -> list[str]:
+    lines = []
+    for arm in ("SOAR", "shuffled_error"):
+        counts = []
+        for name in CONTROLS:
+            verdicts = [row[-1].verdict() for row in controlled(study) if row[0] == name and row[1][1] == arm]
+            if verdicts:
+                words = ", ".join(f"{verdicts.count(each)} {each}" for each in ("better", "worse", "none"))
+                counts.append(f"against {name} {words}")
+        if counts:
+            lines.append(f"- {NAMES.get(arm, arm)}, graded score over trainings and samplings: {'; '.join(counts)}.")
+    return lines
+
+
+def _against_controls(study: Study) -> list[str]:
+    """One row for each of SOAR's trainings and samplings, one column for each control."""
+    cells: dict[tuple[Key, str], dict[str, str]] = {}
+    for name, key, _, sampling, difference in controlled(study):
+        cells.setdefault((key, sampling), {})[name] = f"{difference.signed} ({difference.verdict()})"
+    rows = [
+        [GROUPS[key[0]], study.label(key), sampling, *(row.get(name, "") for name in CONTROLS)]
+        for (key, sampling), row in cells.items()
+    ]
+    header = ["", "arm", "sampling", *(f"against {name}" for name in CONTROLS)]
+    return ["### Graded score against the controls", table(header, rows)] if rows else []
 
 
 def _best(study: Study) -> list[str]:
@@ -298,7 +334,7 @@ def _pull_in_short(study: Study) -> list[str]:
     levels = study.find("pull", "SFT N levels")
     arms = [key for key in study.arms("pull") if levels and key[2] and key != levels]
     changes = [
-        f"{label(key).partition(',')[0]} {difference.signed} ({difference.is_real()})"
+        f"{NAMES.get(key[1], key[1])} {difference.signed} ({difference.is_real()})"
         for key in arms
         if (difference := study.whole_difference(key, levels, "sharpness", study.samplings("pull")[0])).seeds > 1
     ]
@@ -321,7 +357,7 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
     parts = [f"## {title}"]
     for name, words in MEASURES.items():
         rows = [
-            [label(key), str(study.compute(key)), str(len(study.cells[key])), *(
+            [study.label(key), str(study.compute(key)), str(len(study.cells[key])), *(
                 str(study.estimate(key, sampling, name)) if sampling in study.cells[key][0]["samplings"] else ""
                 for sampling in samplings
             )]
@@ -329,7 +365,7 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
         ]  # fmt: skip
         parts += [f"### {words.capitalize()}", table(["arm", "compute", "seeds", *samplings], rows)]
     names = ("frechet", "sharpness", "variety", "exposure bias")
-    others = [[label(key), *(str(study.whole(key, name, first)) for name in names)] for key in arms]
+    others = [[study.label(key), *(str(study.whole(key, name, first)) for name in names)] for key in arms]
     parts += [
         f"### Other measures, at {first}\n\nFrechet distance to held-out pictures in the VAE's latents; sharpness: root mean "
         "square of the Laplacian;\nvariety: mean distance of eight pictures of a caption; exposure bias: error on the model's "
@@ -337,16 +373,18 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
         table(["arm", "Frechet distance", "sharpness", "variety", "exposure bias"], others),
     ]
     for name, words in MEASURES.items():
-        rows = [[label(key), *_by_category(study, key, first, name)] for key in arms]
+        rows = [[study.label(key), *_by_category(study, key, first, name)] for key in arms]
         heads = [category.replace("_", " ") for category in CATEGORIES]
         parts += [f"### {words.capitalize()} by category, at {first}", table(["arm", *heads], rows)]
-    soar = study.find(group, "SOAR")
-    rows = []
-    for other, sampling in itertools.product((key for key in arms if soar and key[2] and key != soar), samplings):
-        rate, score = (study.difference(soar, other, sampling, name) for name in MEASURES)
-        rows.append([label(other), sampling, rate.signed, rate.verdict(), score.signed, score.verdict()])
-    header = ["against", "sampling", "captions right", "SOAR is", "graded score", "SOAR is"]
-    return [*parts, f"### {label(soar)}, against each arm", table(header, rows)] if rows else parts
+    for soar in (key for key in arms if key[1] == "SOAR"):
+        rows = []
+        for other, sampling in itertools.product((key for key in arms if key[2] and key != soar), samplings):
+            rate, score = (study.difference(soar, other, sampling, name) for name in MEASURES)
+            if rate.seeds:
+                rows.append([study.label(other), sampling, rate.signed, rate.verdict(), score.signed, score.verdict()])
+        header = ["against", "sampling", "captions right", "SOAR is", "graded score", "SOAR is"]
+        parts += [f"### {study.label(soar)}, against each arm", table(header, rows)] if rows else []
+    return parts
 
 
 def _by_category(study: Study, key: Key, sampling: str, name: str) -> list[str]:
@@ -384,7 +422,7 @@ def _pull(study: Study) -> list[str]:
     for key, sampling in itertools.product(study.arms("pull"), study.samplings("pull")):
         if not key[2]:
             continue
-        row = [label(key), sampling, str(len(study.cells[key])), str(study.estimate(key, sampling, "score"))]
+        row = [study.label(key), sampling, str(len(study.cells[key])), str(study.estimate(key, sampling, "score"))]
         for name in ("sharpness", "variety"):
             row.append(str(study.whole(key, name, sampling)))
             difference = study.whole_difference(key, levels, name, sampling)
@@ -431,7 +469,7 @@ def _plots(study: Study, folder: Path) -> None:
             )
         axis.set_xlabel(words)
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(arms)), [f"{label(key)} (compute {study.compute(key)})" for key in arms])
+    axes[0].set_yticks(range(len(arms)), [f"{study.label(key)} (compute {study.compute(key)})" for key in arms])
     axes[0].invert_yaxis()
     axes[1].legend(title="guidance/steps")
     figure.tight_layout()
@@ -441,7 +479,7 @@ def _plots(study: Study, folder: Path) -> None:
     for key in arms:
         biases = [record["exposure_bias"]["2.5"] for record in study.cells[key]]
         ratio = np.mean([np.array(bias["own"]) / np.array(bias["on_path"]) for bias in biases], axis=0)
-        axis.plot(biases[0]["sigma"], ratio, marker="o", label=label(key))
+        axis.plot(biases[0]["sigma"], ratio, marker="o", label=study.label(key))
     axis.set_xlabel("sigma")
     axis.set_ylabel("error on the model's own states / on the path")
     axis.grid(alpha=0.3)

@@ -60,16 +60,17 @@ def test_a_random_sign_keeps_each_samples_error_or_turns_it(generator):
     assert 16 < (turned[:, 0] > 0).sum() < 48
 
 
-def write_cell(folder, arm, seed, verdicts, group="main"):
+def write_cell(folder, arm, seed, verdicts, group="main", steps=150, soar=None):
     sampling = {"correct": verdicts, "score": [int(each) for each in verdicts], "frechet": 1.0, "sharpness": 2.0}
     bias = {"sigma": [0.6, 0.4], "on_path": [1.0, 2.0], "own": [1.0, 3.0]}
-    soar, steps = {} if arm == "SOAR" else {"correction_weight": 0}, 0 if arm == "base" else 150
+    soar = soar or ({} if arm == "SOAR" else {"correction_weight": 0})
+    steps = 0 if arm == "base" else steps
     record = {
         "cell": {"group": group, "network": "lora", "arm": arm, "steps": steps, "seed": seed, "soar": soar},
         "number": len(verdicts), "commit": "abc", "hardware": "paper", "samplings": {"2.5/30": sampling}, "variety": 0.5,
         "exposure_bias": {"2.5": bias},
     }  # fmt: skip
-    (folder / f"{group}_{arm}_{seed}.json").write_text(json.dumps(record))
+    (folder / f"{group}_{arm}_{steps}_{seed}.json").write_text(json.dumps(record))
 
 
 def write_study(folder):
@@ -109,24 +110,33 @@ def test_the_report_says_what_the_cells_say(tmp_path):
     write_study(cells)
     report.write(cells, tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert "- Captions drawn right at 2.5/30: base 0.0%, SFT, 150 steps 15.0%, SOAR, 150 steps 40.0%." in text
-    assert "SOAR against plain SFT, equal steps: captions right +0.250 ± 0.688 (none)" in text
-    assert "At equal steps SOAR shows no gain over plain SFT" in text
-    assert "2 comparisons: 0 better, 0 worse, 2 none" in text
+    assert "- LoRA: captions drawn right at 2.5/30: base 0.0%, SFT, 150 steps 15.0%, SOAR, 150 steps 40.0%." in text
+    assert "against plain SFT, equal steps 0 better, 0 worse, 1 none." in text
+    assert "| LoRA | SOAR, 150 steps | 2.5/30 | +0.250 ± 0.688 (none) |  |  |" in text
     assert (tmp_path / "results" / "quality.png").stat().st_size > 5_000
 
 
-@pytest.mark.parametrize(
-    ("gains", "sentence"),
-    [
-        ({"plain": ("better", "none"), "levels": ("better", "none")}, "steps survives equal"),
-        ({"plain": ("better", "none"), "levels": ("none", "none")}, "does not survive"),
-        ({"plain": ("better", "none"), "levels": ("better", "none"), "compute": ("none", "worse")}, "does not survive"),
-        ({"plain": ("none", "none"), "levels": ("better", "better")}, "no gain"),
-    ],
-)
-def test_a_gain_survives_only_where_every_control_shows_it(gains, sentence):
-    assert sentence in report._survival(gains)
+def test_every_control_is_found_by_its_steps_and_its_compute(tmp_path):
+    off = {"correction_weight": 0}
+    for seed in (0, 1):
+        write_cell(tmp_path, "SOAR", seed, "11")
+        for arm, steps, soar in (
+            ("SFT", 150, off),
+            ("SFT", 800, off),
+            ("SFT", 700, off),
+            ("SFT N levels", 150, {"rollout": "none"}),
+        ):
+            write_cell(tmp_path, arm, seed, "01", steps=steps, soar=soar)
+    found = {name: (other[1:], difference.mean) for name, _, other, _, difference in report.controlled(report.Study(tmp_path))}
+    assert found == dict(
+        zip(report.CONTROLS, [(("SFT", 150), 0.5), (("SFT N levels", 150), 0.5), (("SFT", 800), 0.5)], strict=True)
+    )
+
+
+def test_an_arm_is_labelled_with_the_settings_that_it_changes(tmp_path):
+    write_cell(tmp_path, "shuffled_error", 0, "11", soar={"num_steps": 4, "cfg_scale": 1, "step_error": "another"})
+    (key,) = (study := report.Study(tmp_path)).cells
+    assert study.label(key) == "SOAR with step_error: another, num_steps 4, cfg_scale 1, 150 steps"
 
 
 def test_the_committed_report_and_the_readmes_table_are_made_of_the_committed_cells():
