@@ -31,7 +31,7 @@ from scipy import linalg, ndimage
 from soarflow.cli import BUNDLED
 from soarflow.engine.families import Family, load_family
 from soarflow.engine.job import Job, read_job
-from soarflow.engine.sampling import sample
+from soarflow.engine.sampling import grid, sample
 from soarflow.engine.training import Run, train
 from soarflow.objective import soar_backward
 from soarflow.probe import exposure_bias
@@ -281,6 +281,20 @@ def run_cell(cell: Cell, results: Path, number: int, samplings: list[tuple[float
     os.replace(partial_file, results / f"{cell.name}.json")
 
 
+def write_pictures(group: str, file: Path) -> None:
+    """Trains a group's first seed again and draws captions from the same noise: a row for the base and for each arm."""
+    captions = draw_captions(np.random.default_rng(CAPTION_SEED), 2 * len(CATEGORIES), held_out=True)
+    guidance, steps = SAMPLINGS[group][-1]
+    images = []
+    for cell in cells():
+        if cell.seed == 0 and (cell.group == group or not cell.steps):
+            with tempfile.TemporaryDirectory() as name:
+                family = Trained(cell, Path(name)).family
+            images += draw(family, captions, guidance, steps, seed=42)
+            print(cell.name, flush=True)
+    grid(images, len(captions), scale=2).save(file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", default="0/1", help="this process's share of the cells, as index/number of processes")
@@ -288,11 +302,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=360, help="start no cell after this time")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--pictures", choices=("pull",), help="draw pictures of a group's arms, and nothing else")
     args = parser.parse_args()
     if args.report:
         import report
 
         report.write(HERE / "results" / "quality", HERE / "RESULTS.md", HERE.parent / "README.md")
+        return
+    if args.pictures:
+        write_pictures(args.pictures, HERE / "results" / f"{args.pictures}.png")
         return
     results = HERE / "results" / ("quality_quick" if args.quick else "quality")
     results.mkdir(parents=True, exist_ok=True)
