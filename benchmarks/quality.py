@@ -93,7 +93,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """The study, the most telling cells first: main arms and sweeps, the full fine-tune, the baselines at equal compute."""
+    """The study, the most telling cells first."""
     soar = {"num_steps": 30, "cfg_scale": 4.5, "correction_weight": 1, "num_aux_points": 4}
     off, levels = {**soar, "correction_weight": 0}, {**soar, "rollout": "none"}
     hard = {**soar, "num_steps": 4, "cfg_scale": 1}  # where the objective pulls most towards the mean
@@ -106,27 +106,22 @@ def cells() -> Iterator[Cell]:
         yield make("SOAR", soar=soar)
         yield make("SFT", soar=off, steps=budget)
         yield make("SFT N levels", soar=levels)
-        yield make("SFT N levels", soar=levels, steps=round(budget / 5))
 
     def main(seed: int) -> Iterator[Cell]:
         yield from arms(seed, "main")
+        yield Cell("SFT N levels", seed, soar=levels, steps=round(budget / 5))
         yield Cell("shuffled_error", seed, soar={**soar, "step_error": "another"})
         for objective in baselines:
             yield Cell(objective, seed, objective=objective, soar=soar)
 
     def full(seed: int) -> Iterator[Cell]:
         """All weights, for the equal number of steps and for as many as plain SFT needs to learn something."""
-        yield from arms(seed, "full")
         make = partial(Cell, seed=seed, group="full", steps=budget)
         yield make("SOAR", soar=soar)
         yield make("SFT N levels", soar=levels)
         yield make("shuffled_error", soar={**hard, "step_error": "another"})
         yield make("SFT", soar=off, steps=round(budget * 16 / 3))
-
-    def sweep(seed: int) -> Iterator[Cell]:
-        for change in SWEEP:
-            label = " ".join(f"{key} {value}" for key, value in change.items()) or "defaults"
-            yield Cell(label, seed, soar={**soar, **change}, group="sweep")
+        yield from arms(seed, "full")
 
     def pull(seed: int) -> Iterator[Cell]:
         """Large steps without guidance: the pull towards the mean, and what may undo it."""
@@ -135,15 +130,20 @@ def cells() -> Iterator[Cell]:
         yield Cell("shuffled_error", seed, soar={**hard, "step_error": "another"}, group="pull")
         yield Cell("random_sign", seed, objective="random_sign", soar=hard, group="pull")
 
-    yield Cell("base", 0, steps=0, soar=off)
-    for part, seeds in ((main, (0, 1, 2)), (sweep, (0, 1)), (pull, (0, 1, 2)), (main, (3, 4)), (sweep, (2,))):
-        for seed in seeds:
-            yield from part(seed)
-    for seed in range(5):
-        yield from full(seed)
-    for seed in range(5):
+    def sweep(seed: int) -> Iterator[Cell]:
+        for change in SWEEP:
+            label = " ".join(f"{key} {value}" for key, value in change.items()) or "defaults"
+            yield Cell(label, seed, soar={**soar, **change}, group="sweep")
+
+    def longer_baselines(seed: int) -> Iterator[Cell]:
         for objective in baselines:
             yield Cell(objective, seed, objective=objective, soar=soar, steps=round(budget * 3 / 7))
+
+    yield Cell("base", 0, steps=0, soar=off)
+    three = range(3)
+    for part, seeds in ((main, three), (pull, three), (full, three), (sweep, three), (main, (3, 4)), (longer_baselines, three)):
+        for seed in seeds:
+            yield from part(seed)
 
 
 class Trained:
