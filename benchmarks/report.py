@@ -422,17 +422,31 @@ def _pull(study: Study) -> list[str]:
     for key, sampling in itertools.product(study.arms("pull"), study.samplings("pull")):
         if not key[2]:
             continue
+        score = study.difference(key, levels, sampling, "score")
         row = [study.label(key), sampling, str(len(study.cells[key])), str(study.estimate(key, sampling, "score"))]
+        row.append("" if key == levels else f"{score.signed} ({score.verdict()})")
         for name in ("sharpness", "variety"):
             row.append(str(study.whole(key, name, sampling)))
             difference = study.whole_difference(key, levels, name, sampling)
             row.append("" if key == levels or math.isnan(difference.mean) else f"{difference.signed} ({difference.is_real()})")
         rows.append(row)
-    header = ["arm", "sampling", "seeds", "graded score", "sharpness", "against N levels", "variety", "against N levels"]
+    header = [
+        "arm",
+        "sampling",
+        "seeds",
+        "graded score",
+        "against N levels",
+        "sharpness",
+        "against N levels",
+        "variety",
+        "against N levels",
+    ]
     return [
         "## The pull towards the mean, in the pictures\n\nWhere it is strongest in theory: `num_steps: 4`, `cfg_scale: 1`. "
         "Against the same number of ordinary points;\n`docs/contraction.md` has the theory.",
         table(header, rows),
+        "Rows: base, SOAR, N levels, SOAR with step_error: another, with a random sign; the same captions and noise, 8 steps\n"
+        "without guidance.\n\n![Pictures of the arms](results/pull.png)",
     ]
 
 
