@@ -244,3 +244,14 @@ def contraction_lines():
 @pytest.mark.parametrize("line", contraction_lines())
 def test_the_contraction_pages_tables_are_the_committed_ones(line):
     assert line in (BENCHMARKS.parent / "docs" / "contraction.md").read_text(encoding="utf-8")
+
+
+def test_the_contraction_page_tells_the_studys_figures_of_the_pull():
+    study = report.Study(BENCHMARKS / "results" / "quality")
+    page = (BENCHMARKS.parent / "docs" / "contraction.md").read_text(encoding="utf-8")
+    levels = study.find("pull", "SFT N levels")
+    names = {"SOAR": "SOAR", "shuffled_error": "`step_error: another`", "random_sign": "a random sign"}
+    for arm, name in names.items():
+        key = study.find("pull", arm)
+        changes = [study.whole_difference(key, levels, measure, "2.5/8") for measure in ("sharpness", "variety")]
+        assert f"| {name} | " + " | ".join(f"{change.signed} ({change.is_real()})" for change in changes) + " |" in page
