@@ -232,7 +232,7 @@ def summary(study: Study) -> str:
         return ""
     first = study.samplings("main")[0]
     rates = ", ".join(f"{study.label(key)} {study.estimate(key, first).mean:.1%}" for key in (base, sft, soar))
-    lines = [f"- LoRA: captions drawn right at {first}: {rates}.", *_taught(study, base), *_counts(study)]
+    lines = [f"- LoRA: captions drawn right at {first}: {rates}.", *_counts(study)]
     if levels := study.find("main", "SFT N levels"):
         changes = ", ".join(
             f"{name} {difference.signed} ({difference.is_real()})"
@@ -242,20 +242,20 @@ def summary(study: Study) -> str:
         if changes:
             lines.append(f"- What the rollout changes against the same number of ordinary points: {changes}.")
     lines += _best(study) + _pull_in_short(study)
-    return "\n\n".join(["## In short", "\n".join(lines), *_against_controls(study)])
+    return "\n\n".join(["## In short", "\n".join(lines), *_against_controls(study), *_taught(study, base)])
 
 
 def _taught(study: Study, base: Key) -> list[str]:
     """Whether post-training had anything to teach: plain SFT against the base."""
-    taught = [
-        f"{GROUPS[group]}, {key[2]} steps, {difference.signed} at {sampling} ({difference.verdict()})"
-        for group in GROUPS
-        for key in study.arms(group)
-        if key[1] == "SFT"
-        for sampling in (study.samplings(group)[0], study.samplings(group)[-1])
-        if (difference := study.difference(key, base, sampling, "score")).seeds > 1
-    ]
-    return [f"- What plain SFT taught the base, graded score: {'; '.join(taught)}."] if taught else []
+    rows = []
+    for group in GROUPS:
+        for key in study.arms(group):
+            for sampling in study.samplings(group) if key[1] == "SFT" else ():
+                change = study.difference(key, base, sampling, "score")
+                if change.seeds > 1:
+                    rows.append([GROUPS[group], study.label(key), sampling, f"{change.signed} ({change.verdict()})"])
+    heading = "### What plain SFT taught the base, in graded score"
+    return [heading, table(["", "arm", "sampling", "against the base"], rows)] if rows else []
 
 
 def controlled(study: Study) -> list[tuple[str, Key, Key, str, Estimate]]:
