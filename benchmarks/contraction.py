@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from baselines import with_random_sign
+from quality import encode_held_out
 from torch import Tensor
 
 from soarflow import SOARConfig
@@ -27,8 +28,6 @@ from soarflow.engine.families import load_family
 from soarflow.objective import Predict, TrainingPoint, another_error, base_point, roll_out
 from soarflow.path import clean_estimate, effective_noise, interpolate
 from soarflow.rollout import renoise
-from soarflow.tinyscenes.pretrain import pixels_of
-from soarflow.tinyscenes.scenes import draw_scenes, render
 
 HERE = Path(__file__).parent
 SPREAD, SHARE = 0.1, 0.9
@@ -94,9 +93,7 @@ def measure_bundled(number: int, seed: int) -> list[dict]:
     No posterior mean is known there; the row of ordinary points says how far the model's estimate is from one (1 if it is).
     """
     family = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
-    scenes = draw_scenes(BUNDLED_SCENES, number, held_out=True)
-    x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
-    cond, empty = family.encode_text([str(scene.caption) for scene in scenes]), family.encode_text([""]) * number
+    x0, cond, empty = encode_held_out(family, number, BUNDLED_SCENES)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
     bases, uncond = [], {}
     for level in LEVELS:

@@ -27,9 +27,10 @@ import yaml
 from baselines import random_sign, reflexflow, scheduled_sampling
 from PIL import Image
 from scipy import linalg, ndimage
+from torch import Tensor
 
 from soarflow.cli import BUNDLED
-from soarflow.engine.families import Family, load_family
+from soarflow.engine.families import Family, Features, load_family
 from soarflow.engine.job import Job, read_job
 from soarflow.engine.sampling import grid, sample
 from soarflow.engine.training import Run, train
@@ -246,12 +247,17 @@ def measure(family: Family, number: int, samplings: list[tuple[float, int]]) -> 
     return {"samplings": rows, "variety": round(float(np.mean(distances)), 4)}
 
 
+def encode_held_out(family: Family, number: int, seed: int) -> tuple[Tensor, Features, Features]:
+    """Latents of held-out pictures, their captions encoded, and as many empty captions."""
+    scenes = draw_scenes(seed, number, held_out=True)
+    x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
+    return x0, family.encode_text([str(scene.caption) for scene in scenes]), family.encode_text([""]) * number
+
+
 def probe(family: Family) -> dict:
     """Exposure bias on 64 held-out pictures, guided as in sampling and not."""
-    scenes = draw_scenes(REFERENCE_SEED + 1, 64, held_out=True)
-    x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
+    x0, cond, empty = encode_held_out(family, 64, REFERENCE_SEED + 1)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(REFERENCE_SEED))
-    cond, empty = family.encode_text([str(scene.caption) for scene in scenes]), family.encode_text([""]) * len(scenes)
     biases = {}
     for scale in (1.0, 2.5):
         bias = exposure_bias(

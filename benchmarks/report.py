@@ -308,8 +308,8 @@ def _against_controls(study: Study) -> list[str]:
 
 def _best(study: Study) -> list[str]:
     default = study.find("sweep", "defaults")
-    base = study.find("main", "base")
-    if not (default and base):
+    base, sft = study.find("main", "base"), study.find("main", "SFT")
+    if not (default and base and sft):
         return []
     first = study.samplings("sweep")[0]
     swept = [key for key in study.cells if key[0] == "sweep" and len(study.cells[key]) > 1]
@@ -324,14 +324,17 @@ def _best(study: Study) -> list[str]:
         for verdict in ("better", "worse")
     }
     best = max(swept, key=lambda key: study.estimate(key, first, "score").mean)
-    cheap = max(swept, key=lambda key: _gain_per_compute(study, key, base, first))
+    gains = {key: _gain_per_compute(study, key, base, first) for key in (*swept, sft)}
+    cheap = max(swept, key=gains.__getitem__)
     return [
         *(
             f"- Settings {verdict} than the defaults in graded score at {first}: {', '.join(names) or 'none'}."
             for verdict, names in found.items()
         ),
+        f"- {len(swept) - 1} settings were compared with the defaults; about one in twenty leaves its interval by chance.",
         f"- The highest graded score of the sweep at {first}: {_setting(best)} ({study.estimate(best, first, 'score')}); "
-        f"the most gain over the base per unit of compute: {_setting(cheap)}.",
+        f"the most gain over the base per 100 of compute: {_setting(cheap)} ({gains[cheap]:+.4f}; "
+        f"{study.label(sft)}: {gains[sft]:+.4f}).",
     ]
 
 

@@ -133,6 +133,16 @@ def test_every_control_is_found_by_its_steps_and_its_compute(tmp_path):
     )
 
 
+def test_the_summary_names_the_sweeps_best_setting_and_the_cheapest_beside_plain_sft(tmp_path):
+    write_study(tmp_path)
+    for seed in (0, 1):
+        write_cell(tmp_path, "defaults", seed, "1110000000", group="sweep", soar={"num_aux_points": 4})
+        write_cell(tmp_path, "num_aux_points 1", seed, "1100000000", group="sweep", soar={"num_aux_points": 1})
+    text = report.text(report.Study(tmp_path))
+    assert "The highest graded score of the sweep at 2.5/30: the defaults (0.300 ± " in text
+    assert "per 100 of compute: `num_aux_points: 1` (+0.0571; SFT, 150 steps: +0.1000)." in text  # 0.2 / 3.5 and 0.15 / 1.5
+
+
 def test_an_arm_is_labelled_with_the_settings_that_it_changes(tmp_path):
     write_cell(tmp_path, "shuffled_error", 0, "11", soar={"num_steps": 4, "cfg_scale": 1, "step_error": "another"})
     (key,) = (study := report.Study(tmp_path)).cells
