@@ -155,6 +155,14 @@ def test_the_committed_report_and_the_readmes_table_are_made_of_the_committed_ce
     assert report.readme_table(study) in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_tells_of_the_run_that_went_wrong():
+    study = report.Study(BENCHMARKS / "results" / "quality")
+    scores = study.cells["main", "SFT", 800]
+    lowest, *others = sorted(sum(record["samplings"]["2.5/30"]["score"]) / record["number"] for record in scores)
+    text = " ".join((BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"(graded score {lowest:.3f} at 2.5/30, the others {others[0]:.3f} to {others[-1]:.3f}:" in text
+
+
 def test_a_difference_outside_its_interval_has_a_direction_and_one_seed_has_none():
     assert report.Estimate.of([0.1, 0.11, 0.12]).verdict() == "better"
     assert report.Estimate.of([-0.1, -0.11, -0.12]).verdict() == "worse"
@@ -265,3 +273,27 @@ def test_the_contraction_page_tells_the_studys_figures_of_the_pull():
         key = study.find("pull", arm)
         changes = [study.whole_difference(key, levels, measure, "2.5/8") for measure in ("sharpness", "variety")]
         assert f"| {name} | " + " | ".join(f"{change.signed} ({change.is_real()})" for change in changes) + " |" in page
+
+
+@pytest.mark.parametrize(
+    ("page", "arm", "measure"),
+    [
+        ("settings", "num_aux_points 1", "score"), ("settings", "num_steps 4", "correct"), ("settings", "num_steps 4", "score"),
+        ("settings", "num_steps 4", "sharpness"), ("settings", "shared_noise False", "sharpness"),
+        ("when-it-helps", "num_aux_points 1", "score"), ("when-it-helps", "sigma_min 0.1", "score"),
+    ],
+)  # fmt: skip
+def test_the_pages_tell_the_sweeps_figures(page, arm, measure):
+    study = report.Study(BENCHMARKS / "results" / "quality")
+    arms = study.find("sweep", arm), study.find("sweep", "defaults")
+    if measure == "sharpness":
+        change = study.whole_difference(*arms, measure, "2.5/8")
+    else:
+        change = study.difference(*arms, "2.5/8", measure)
+    assert change.signed in (BENCHMARKS.parent / "docs" / f"{page}.md").read_text(encoding="utf-8")
+
+
+def test_no_setting_of_the_sweep_is_better_or_worse_as_the_settings_page_says():
+    text = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    assert all(f"Settings {word} than the defaults in graded score at 2.5/8: none." in text for word in ("better", "worse"))
+    assert "20 settings were compared" in text
