@@ -52,6 +52,7 @@ OBJECTIVES = {
 }
 SAMPLINGS = {
     "main": [(2.5, 30), (2.5, 8), (4.5, 8), (1.0, 8)],
+    "thirty": [(4.5, 30), (1.0, 30)],
     "full": [(2.5, 8), (1.0, 8)],
     "sweep": [(2.5, 8)],
     "pull": [(2.5, 8), (1.0, 8)],
@@ -141,8 +142,11 @@ def cells() -> Iterator[Cell]:
             yield Cell(objective, seed, objective=objective, soar=soar, steps=round(budget * 3 / 7))
 
     yield Cell("base", 0, steps=0, soar=off)
+    yield Cell("base", 0, steps=0, soar=off, group="thirty")
     three = range(3)
-    for part, seeds in ((main, three), (pull, three), (full, three), (sweep, three), (main, (3, 4)), (longer_baselines, three)):
+    thirty = partial(arms, group="thirty")  # the arms of `main` that decide, sampled in 30 steps: costly, and hence apart
+    rest = (sweep, three), (main, (3, 4)), (longer_baselines, three), (thirty, three)
+    for part, seeds in ((main, three), (pull, three), (full, three), *rest):
         for seed in seeds:
             yield from part(seed)
 
@@ -293,7 +297,7 @@ def write_pictures(group: str, file: Path) -> None:
     guidance, steps = SAMPLINGS[group][-1]
     images = []
     for cell in cells():
-        if cell.seed == 0 and (cell.group == group or not cell.steps):
+        if cell.seed == 0 and (cell.group == group if cell.steps else cell.group == "main"):
             with tempfile.TemporaryDirectory() as name:
                 family = Trained(cell, Path(name)).family
             images += draw(family, captions, guidance, steps, seed=42)

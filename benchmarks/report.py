@@ -16,7 +16,7 @@ from soarflow.tinyscenes.captions import CATEGORIES
 Key = tuple[str, str, int]
 """Group, arm, training steps."""
 
-GROUPS = {"main": "LoRA", "full": "full fine-tune"}
+GROUPS = {"main": "LoRA", "thirty": "LoRA", "full": "full fine-tune"}
 NAMES = {
     "shuffled_error": "SOAR with step_error: another",
     "random_sign": "SOAR with a random sign",
@@ -95,7 +95,11 @@ class Study:
         for file in sorted(folder.glob("*.json")):
             record = json.loads(file.read_text())
             cell = record["cell"]
-            self.cells.setdefault((cell["group"], cell["arm"], cell["steps"]), []).append(record)
+            key = cell["group"] if cell["steps"] else "main", cell["arm"], cell["steps"]
+            if not cell["steps"] and key in self.cells:
+                self.cells[key][0]["samplings"] |= record["samplings"]  # one base, measured once for each group's samplings
+            else:
+                self.cells.setdefault(key, []).append(record)
         for records in self.cells.values():
             records.sort(key=lambda record: record["cell"]["seed"])
 
@@ -204,7 +208,8 @@ def readme_table(study: Study) -> str:
 def text(study: Study) -> str:
     groups = {key[0] for key in study.cells if key[2]}
     parts = [_heading(study), summary(study)]
-    for group, title in {"main": "LoRA, rank 16", "full": "Full fine-tune"}.items():
+    titles = {"main": "LoRA, rank 16", "thirty": "LoRA, rank 16: 30 sampling steps", "full": "Full fine-tune"}
+    for group, title in titles.items():
         if group in groups:
             parts += _arm_tables(study, title, group)
     if "sweep" in groups:

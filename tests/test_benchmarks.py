@@ -60,14 +60,14 @@ def test_a_random_sign_keeps_each_samples_error_or_turns_it(generator):
     assert 16 < (turned[:, 0] > 0).sum() < 48
 
 
-def write_cell(folder, arm, seed, verdicts, group="main", steps=150, soar=None):
+def write_cell(folder, arm, seed, verdicts, group="main", steps=150, soar=None, sampled="2.5/30"):
     sampling = {"correct": verdicts, "score": [int(each) for each in verdicts], "frechet": 1.0, "sharpness": 2.0}
     bias = {"sigma": [0.6, 0.4], "on_path": [1.0, 2.0], "own": [1.0, 3.0]}
     soar = soar or ({} if arm == "SOAR" else {"correction_weight": 0})
     steps = 0 if arm == "base" else steps
     record = {
         "cell": {"group": group, "network": "lora", "arm": arm, "steps": steps, "seed": seed, "soar": soar},
-        "number": len(verdicts), "commit": "abc", "hardware": "paper", "samplings": {"2.5/30": sampling}, "variety": 0.5,
+        "number": len(verdicts), "commit": "abc", "hardware": "paper", "samplings": {sampled: sampling}, "variety": 0.5,
         "exposure_bias": {"2.5": bias},
     }  # fmt: skip
     (folder / f"{group}_{arm}_{steps}_{seed}.json").write_text(json.dumps(record))
@@ -101,6 +101,18 @@ def test_the_base_is_compared_with_every_seed_and_compute_is_counted(tmp_path):
         study.difference(soar, base, "2.5/30").mean == pytest.approx(0.4) and study.difference(soar, base, "2.5/30").seeds == 2
     )
     assert (study.compute(base), study.compute(soar), study.compute(study.find("main", "SFT"))) == (0, 800, 150)
+
+
+def test_a_groups_own_samplings_find_the_base_measured_for_them(tmp_path):
+    write_study(tmp_path)
+    write_cell(tmp_path, "base", 0, "1000000000", group="thirty", sampled="4.5/30")
+    for seed in (0, 1):
+        write_cell(tmp_path, "SFT", seed, "1110000000", group="thirty", sampled="4.5/30")
+    study = report.Study(tmp_path)
+    base, sft = study.find("main", "base"), study.find("thirty", "SFT")
+    assert study.difference(sft, base, "4.5/30").mean == pytest.approx(0.2)
+    assert study.find("thirty", "base") is None and study.samplings("main") == ["2.5/30"]
+    assert "## LoRA, rank 16: 30 sampling steps" in report.text(study)
 
 
 def test_the_report_says_what_the_cells_say(tmp_path):
@@ -160,7 +172,9 @@ def test_the_readmes_plain_reading_is_the_studys():
     text = " ".join((BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split())
     levels = "as many ordinary points (N levels)"
     found = [change.verdict() for name, key, *_, change in report.controlled(study) if (name, key[1]) == (levels, "SOAR")]
-    count = f"(of {len(found)} comparisons with these, {found.count('better')} are for it and {found.count('worse')} against it)"
+    count = (
+        f"(of {len(found)} comparisons with these, {found.count('better')} are for it and {found.count('worse')} against it)"
+    )
     assert count in text
     scores = study.cells["main", "SFT", 800]
     lowest, *others = sorted(sum(record["samplings"]["2.5/30"]["score"]) / record["number"] for record in scores)
