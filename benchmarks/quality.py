@@ -297,7 +297,7 @@ def write_pictures(group: str, file: Path) -> None:
     guidance, steps = SAMPLINGS[group][-1]
     images = []
     for cell in cells():
-        if cell.seed == 0 and (cell.group == group if cell.steps else cell.group == "main"):
+        if cell.seed == 0 and cell.group == (group if cell.steps else "main"):
             with tempfile.TemporaryDirectory() as name:
                 family = Trained(cell, Path(name)).family
             images += draw(family, captions, guidance, steps, seed=42)

@@ -87,6 +87,10 @@ class Estimate:
         return "none" if abs(self.mean) <= self.half else "better" if self.mean > 0 else "worse"
 
 
+Comparison = tuple[str, Key, Key, str, Estimate]
+"""Control, SOAR's arm, the control's, sampling, difference in graded score."""
+
+
 class Study:
     """All cells of a folder by their keys, each a list over seeds in the order of the seeds."""
 
@@ -240,9 +244,9 @@ def summary(study: Study) -> str:
     base, sft, soar = (study.find("main", arm) for arm in ("base", "SFT", "SOAR"))
     if not (base and sft and soar):
         return ""
-    first = study.samplings("main")[0]
+    first, comparisons = study.samplings("main")[0], controlled(study)
     rates = ", ".join(f"{study.label(key)} {study.estimate(key, first).mean:.1%}" for key in (base, sft, soar))
-    lines = [f"- LoRA: captions drawn right at {first}: {rates}.", *_counts(study)]
+    lines = [f"- LoRA: captions drawn right at {first}: {rates}.", *_counts(comparisons)]
     if levels := study.find("main", "SFT N levels"):
         changes = ", ".join(
             f"{name} {difference.signed} ({difference.is_real()})"
@@ -252,7 +256,7 @@ def summary(study: Study) -> str:
         if changes:
             lines.append(f"- What the rollout changes against the same number of ordinary points: {changes}.")
     lines += _best(study) + _pull_in_short(study)
-    return "\n\n".join(["## In short", "\n".join(lines), *_against_controls(study), *_taught(study, base)])
+    return "\n\n".join(["## In short", "\n".join(lines), *_against_controls(study, comparisons), *_taught(study, base)])
 
 
 def _taught(study: Study, base: Key) -> list[str]:
@@ -268,7 +272,7 @@ def _taught(study: Study, base: Key) -> list[str]:
     return [heading, table(["", "arm", "sampling", "against the base"], rows)] if rows else []
 
 
-def controlled(study: Study) -> list[tuple[str, Key, Key, str, Estimate]]:
+def controlled(study: Study) -> list[Comparison]:
     """(control, SOAR's arm, the control's, sampling, difference in graded score), each comparison over two seeds or more."""
     found = []
     for group in GROUPS:
@@ -284,12 +288,12 @@ def controlled(study: Study) -> list[tuple[str, Key, Key, str, Estimate]]:
     return found
 
 
-def _counts(study: Study) -> list[str]:
-    lines, rows = [], controlled(study)
+def _counts(comparisons: list[Comparison]) -> list[str]:
+    lines = []
     for arm in ("SOAR", "shuffled_error"):
         counts = []
         for name in CONTROLS:
-            verdicts = [row[-1].verdict() for row in rows if row[0] == name and row[1][1] == arm]
+            verdicts = [row[-1].verdict() for row in comparisons if row[0] == name and row[1][1] == arm]
             if verdicts:
                 words = ", ".join(f"{verdicts.count(each)} {each}" for each in ("better", "worse", "none"))
                 counts.append(f"against {name} {words}")
@@ -298,10 +302,10 @@ def _counts(study: Study) -> list[str]:
     return lines
 
 
-def _against_controls(study: Study) -> list[str]:
+def _against_controls(study: Study, comparisons: list[Comparison]) -> list[str]:
     """One row for each of SOAR's trainings and samplings, one column for each control."""
     cells: dict[tuple[Key, str], dict[str, str]] = {}
-    for name, key, _, sampling, difference in controlled(study):
+    for name, key, _, sampling, difference in comparisons:
         cells.setdefault((key, sampling), {})[name] = difference.judged
     rows = [
         [GROUPS[key[0]], study.label(key), sampling, *(row.get(name, "") for name in CONTROLS)]
