@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,11 @@ class Cell:
     def name(self) -> str:
         return f"{self.group}_{self.arm}_{self.steps}_{self.seed}".replace(" ", "-")
 
+    @property
+    def samplings(self) -> list[tuple[float, int]]:
+        """The group's; every group's for the base, which all are compared with."""
+        return SAMPLINGS[self.group] if self.steps else list(dict.fromkeys(chain(*SAMPLINGS.values())))
+
 
 def cells() -> Iterator[Cell]:
     """The study, the most telling cells first."""
@@ -142,7 +148,6 @@ def cells() -> Iterator[Cell]:
             yield Cell(objective, seed, objective=objective, soar=soar, steps=round(budget * 3 / 7))
 
     yield Cell("base", 0, steps=0, soar=off)
-    yield Cell("base", 0, steps=0, soar=off, group="thirty")
     three = range(3)
     thirty = partial(arms, group="thirty")  # the arms of `main` that decide, sampled in 30 steps: costly, and hence apart
     rest = (sweep, three), (main, (3, 4)), (longer_baselines, three), (thirty, three)
@@ -333,7 +338,7 @@ def main() -> None:
             continue
         if time.time() - start > 60 * args.minutes:
             break
-        run_cell(cell, results, number, SAMPLINGS["sweep" if args.quick else cell.group])
+        run_cell(cell, results, number, SAMPLINGS["sweep"] if args.quick else cell.samplings)
         row = json.loads((results / f"{cell.name}.json").read_text())
         correct = next(iter(row["samplings"].values()))["correct"]
         times = f"trained in {row['training_seconds']:.0f} s, measured in {row['measuring_seconds']:.0f} s"

@@ -34,7 +34,10 @@ CONTROLS: dict[str, Callable[["Study", "Key", "Key"], bool]] = {
 }
 """What a gain has to survive. Compute is equal to 7 %: a rollout without guidance saves a forward, 6 % at N = 4."""
 README_MARKS = "<!-- made by benchmarks/quality.py --report -->", "<!-- end -->"
-MEASURES = {"correct": "captions right", "score": "graded score"}
+VERDICTS = {"correct": "captions right", "score": "graded score"}
+"""What each caption's picture is judged by."""
+WHOLE = ("frechet", "sharpness", "variety", "exposure bias")
+"""What a model's pictures are measured by, all together."""
 ONE_POINT = ("scheduled_sampling", "reflexflow")
 """Arms with one point off the path whatever N: they cost what SOAR costs at N = 1."""
 
@@ -99,11 +102,7 @@ class Study:
         for file in sorted(folder.glob("*.json")):
             record = json.loads(file.read_text())
             cell = record["cell"]
-            key = cell["group"] if cell["steps"] else "main", cell["arm"], cell["steps"]
-            if not cell["steps"] and key in self.cells:
-                self.cells[key][0]["samplings"] |= record["samplings"]  # one base, measured once for each group's samplings
-            else:
-                self.cells.setdefault(key, []).append(record)
+            self.cells.setdefault((cell["group"], cell["arm"], cell["steps"]), []).append(record)
         for records in self.cells.values():
             records.sort(key=lambda record: record["cell"]["seed"])
 
@@ -112,20 +111,13 @@ class Study:
         return list(next(records for key, records in self.cells.items() if key[0] == group and key[2])[0]["samplings"])
 
     def estimate(self, key: Key, sampling: str, name: str = "correct") -> Estimate:
-        return Estimate.of(np.stack([_verdicts(record, sampling, name) for record in self.cells[key]]))
-
-    def whole(self, key: Key, name: str, sampling: str) -> Estimate:
-        """A measure of all pictures together: Frechet distance, sharpness, variety or exposure bias."""
-        return Estimate.of([_measure(record, name, sampling) for record in self.cells[key]])
+        """The mean of one of VERDICTS or WHOLE."""
+        return Estimate.of(np.array([_values(record, sampling, name) for record in self.cells[key]]))
 
     def difference(self, key: Key, other: Key, sampling: str, name: str = "correct") -> Estimate:
         """key - other, paired by seed, caption and starting noise, over the seeds that both have; the base has one for all."""
         pairs = self._pairs(key, other)
-        return Estimate.of(np.array([_verdicts(a, sampling, name) - _verdicts(b, sampling, name) for a, b in pairs]))
-
-    def whole_difference(self, key: Key, other: Key, name: str, sampling: str) -> Estimate:
-        pairs = self._pairs(key, other)
-        return Estimate.of([_measure(a, name, sampling) - _measure(b, name, sampling) for a, b in pairs])
+        return Estimate.of(np.array([_values(a, sampling, name) - _values(b, sampling, name) for a, b in pairs]))
 
     def _pairs(self, key: Key, other: Key) -> list[tuple[dict, dict]]:
         by_seed = {record["cell"]["seed"]: record for record in self.cells[other]}
@@ -161,18 +153,17 @@ class Study:
         return min((key for key in self.cells if key[:2] == (group, arm)), key=lambda key: key[2], default=None)
 
 
-def _verdicts(record: dict, sampling: str, name: str) -> np.ndarray:
-    return np.array([float(each) for each in record["samplings"][sampling][name]])
-
-
-def _measure(record: dict, name: str, sampling: str) -> float:
-    if name == "variety" and sampling != next(iter(record["samplings"])):
-        return math.nan  # measured at a cell's first sampling alone
+def _values(record: dict, sampling: str, name: str) -> np.ndarray:
+    """One of VERDICTS, (captions,), or of WHOLE, ()."""
+    if name in VERDICTS:
+        return np.array([float(each) for each in record["samplings"][sampling][name]])
+    if name == "variety":  # measured at a cell's first sampling alone
+        return np.array(record["variety"] if sampling == next(iter(record["samplings"])) else math.nan)
     if name == "exposure bias":
         bias = record["exposure_bias"]["2.5"]
         index = int(np.argmin(np.abs(np.array(bias["sigma"]) - 0.4)))
-        return bias["own"][index] / bias["on_path"][index]
-    return record["variety"] if name == "variety" else record["samplings"][sampling][name]
+        return np.array(bias["own"][index] / bias["on_path"][index])
+    return np.array(record["samplings"][sampling][name])
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -251,7 +242,7 @@ def summary(study: Study) -> str:
         changes = ", ".join(
             f"{name} {difference.signed} ({difference.is_real()})"
             for name in ("variety", "sharpness", "exposure bias")
-            if (difference := study.whole_difference(soar, levels, name, first)).seeds > 1
+            if (difference := study.difference(soar, levels, first, name)).seeds > 1
         )
         if changes:
             lines.append(f"- What the rollout changes against the same number of ordinary points: {changes}.")
@@ -353,7 +344,7 @@ def _pull_in_short(study: Study) -> list[str]:
     changes = [
         f"{NAMES.get(key[1], key[1])} {difference.signed} ({difference.is_real()})"
         for key in arms
-        if (difference := study.whole_difference(key, levels, "sharpness", study.samplings("pull")[0])).seeds > 1
+        if (difference := study.difference(key, levels, study.samplings("pull")[0], "sharpness")).seeds > 1
     ]
     heading = "- Sharpness where the pull is strongest (`num_steps: 4`, `cfg_scale: 1`), against as many ordinary points"
     return [f"{heading}: {', '.join(changes)}."] if changes else []
@@ -372,7 +363,7 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
     arms, samplings = study.arms(group), study.samplings(group)
     first = samplings[0]
     parts = [f"## {title}"]
-    for name, words in MEASURES.items():
+    for name, words in VERDICTS.items():
         rows = [
             [study.label(key), str(study.compute(key)), str(len(study.cells[key])), *(
                 str(study.estimate(key, sampling, name)) if sampling in study.cells[key][0]["samplings"] else ""
@@ -381,22 +372,21 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
             for key in arms
         ]  # fmt: skip
         parts += [f"### {words.capitalize()}", table(["arm", "compute", "seeds", *samplings], rows)]
-    names = ("frechet", "sharpness", "variety", "exposure bias")
-    others = [[study.label(key), *(str(study.whole(key, name, first)) for name in names)] for key in arms]
+    others = [[study.label(key), *(str(study.estimate(key, first, name)) for name in WHOLE)] for key in arms]
     parts += [
         f"### Other measures, at {first}\n\nFrechet distance to held-out pictures in the VAE's latents; sharpness: root mean "
         "square of the Laplacian;\nvariety: mean distance of eight pictures of a caption; exposure bias: error on the model's "
         "own states at sigma 0.4\nover the error on the path.",
         table(["arm", "Frechet distance", "sharpness", "variety", "exposure bias"], others),
     ]
-    for name, words in MEASURES.items():
+    for name, words in VERDICTS.items():
         rows = [[study.label(key), *_by_category(study, key, first, name)] for key in arms]
         heads = [category.replace("_", " ") for category in CATEGORIES]
         parts += [f"### {words.capitalize()} by category, at {first}", table(["arm", *heads], rows)]
     for soar in (key for key in arms if key[1] == "SOAR"):
         rows = []
         for other, sampling in itertools.product((key for key in arms if key[2] and key != soar), samplings):
-            rate, score = (study.difference(soar, other, sampling, name) for name in MEASURES)
+            rate, score = (study.difference(soar, other, sampling, name) for name in VERDICTS)
             if rate.seeds:
                 rows.append([study.label(other), sampling, rate.signed, rate.verdict(), score.signed, score.verdict()])
         header = ["against", "sampling", "captions right", "SOAR is", "graded score", "SOAR is"]
@@ -405,7 +395,7 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
 
 
 def _by_category(study: Study, key: Key, sampling: str, name: str) -> list[str]:
-    verdicts = np.stack([_verdicts(record, sampling, name) for record in study.cells[key]])
+    verdicts = np.stack([_values(record, sampling, name) for record in study.cells[key]])
     by_category = (verdicts[:, index :: len(CATEGORIES)] for index in range(len(CATEGORIES)))  # captions come in turn
     return [f"{each.mean():.2f}" if each.size else "" for each in by_category]
 
@@ -417,11 +407,11 @@ def _sweeps(study: Study) -> list[str]:
     first = study.samplings("sweep")[0]
     rows = []
     for key in sorted((key for key in study.cells if key[0] == "sweep"), key=lambda key: (key != default, key[1])):
-        rate, score = (study.difference(key, default, first, name) for name in MEASURES)
+        rate, score = (study.difference(key, default, first, name) for name in VERDICTS)
         judged = [rate.signed, rate.verdict(), score.signed, score.verdict()] if key != default else [""] * 4
         rows.append([
             _setting(key), str(study.compute(key)), str(len(study.cells[key])), str(study.estimate(key, first, "score")),
-            *judged, str(study.whole(key, "sharpness", first)), str(study.whole(key, "variety", first)),
+            *judged, str(study.estimate(key, first, "sharpness")), str(study.estimate(key, first, "variety")),
             f"{_gain_per_compute(study, key, base, first):.4f}",
         ])  # fmt: skip
     header = [
@@ -443,8 +433,8 @@ def _pull(study: Study) -> list[str]:
         row = [study.label(key), sampling, str(len(study.cells[key])), str(study.estimate(key, sampling, "score"))]
         row.append("" if key == levels else score.judged)
         for name in ("sharpness", "variety"):
-            row.append(str(study.whole(key, name, sampling)))
-            difference = study.whole_difference(key, levels, name, sampling)
+            row.append(str(study.estimate(key, sampling, name)))
+            difference = study.difference(key, levels, sampling, name)
             row.append("" if key == levels or math.isnan(difference.mean) else f"{difference.signed} ({difference.is_real()})")
         rows.append(row)
     header = [
@@ -488,7 +478,7 @@ def _plots(study: Study, folder: Path) -> None:
 
     arms = study.arms("main")
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 0.55 * len(arms) + 1.5), sharey=True)
-    for axis, (name, words) in zip(axes, MEASURES.items(), strict=True):
+    for axis, (name, words) in zip(axes, VERDICTS.items(), strict=True):
         samplings = study.samplings("main")
         for offset, sampling in enumerate(samplings):
             estimates = [study.estimate(key, sampling, name) for key in arms]
@@ -529,7 +519,7 @@ def _plot_sweeps(study: Study, swept: dict[str, list[tuple[float, Key]]], file: 
     for column, (name, values) in zip(axes.T, swept.items(), strict=True):
         numbers = [value for value, _ in values]
         scores = [study.difference(key, default, sampling, "score") for _, key in values]
-        sharpness = [study.whole_difference(key, default, "sharpness", sampling) for _, key in values]
+        sharpness = [study.difference(key, default, sampling, "sharpness") for _, key in values]
         for axis, estimates in zip(column, (scores, sharpness), strict=True):
             half = [each.half for each in estimates]
             axis.errorbar(numbers, [each.mean for each in estimates], yerr=half, fmt="o-", markersize=4, capsize=2)

@@ -6,6 +6,7 @@ from pathlib import Path
 import baselines
 import contraction
 import pytest
+import quality
 import report
 import torch
 from torch.testing import assert_close
@@ -60,15 +61,15 @@ def test_a_random_sign_keeps_each_samples_error_or_turns_it(generator):
     assert 16 < (turned[:, 0] > 0).sum() < 48
 
 
-def write_cell(folder, arm, seed, verdicts, group="main", steps=150, soar=None, sampled="2.5/30"):
+def write_cell(folder, arm, seed, verdicts, group="main", steps=150, soar=None, samplings=("2.5/30",)):
     sampling = {"correct": verdicts, "score": [int(each) for each in verdicts], "frechet": 1.0, "sharpness": 2.0}
     bias = {"sigma": [0.6, 0.4], "on_path": [1.0, 2.0], "own": [1.0, 3.0]}
     soar = soar or ({} if arm == "SOAR" else {"correction_weight": 0})
     steps = 0 if arm == "base" else steps
     record = {
         "cell": {"group": group, "network": "lora", "arm": arm, "steps": steps, "seed": seed, "soar": soar},
-        "number": len(verdicts), "commit": "abc", "hardware": "paper", "samplings": {sampled: sampling}, "variety": 0.5,
-        "exposure_bias": {"2.5": bias},
+        "number": len(verdicts), "commit": "abc", "hardware": "paper", "samplings": dict.fromkeys(samplings, sampling),
+        "variety": 0.5, "exposure_bias": {"2.5": bias},
     }  # fmt: skip
     (folder / f"{group}_{arm}_{steps}_{seed}.json").write_text(json.dumps(record))
 
@@ -103,15 +104,23 @@ def test_the_base_is_compared_with_every_seed_and_compute_is_counted(tmp_path):
     assert (study.compute(base), study.compute(soar), study.compute(study.find("main", "SFT"))) == (0, 800, 150)
 
 
-def test_a_groups_own_samplings_find_the_base_measured_for_them(tmp_path):
+def test_the_study_begins_with_the_base_plain_sft_and_soar_and_has_no_cell_twice():
+    study = list(quality.cells())
+    assert [cell.arm for cell in study[:3]] == ["base", "SFT", "SOAR"]
+    assert len({cell.name for cell in study}) == len(study)
+
+
+def test_the_base_is_measured_at_every_groups_samplings(tmp_path):
+    base = next(quality.cells())
+    assert all(set(samplings) <= set(base.samplings) for samplings in quality.SAMPLINGS.values())
     write_study(tmp_path)
-    write_cell(tmp_path, "base", 0, "1000000000", group="thirty", sampled="4.5/30")
+    write_cell(tmp_path, "base", 0, "1000000000", samplings=("2.5/30", "4.5/30"))
     for seed in (0, 1):
-        write_cell(tmp_path, "SFT", seed, "1110000000", group="thirty", sampled="4.5/30")
+        write_cell(tmp_path, "SFT", seed, "1110000000", group="thirty", samplings=("4.5/30",))
     study = report.Study(tmp_path)
     base, sft = study.find("main", "base"), study.find("thirty", "SFT")
     assert study.difference(sft, base, "4.5/30").mean == pytest.approx(0.2)
-    assert study.find("thirty", "base") is None and study.samplings("main") == ["2.5/30"]
+    assert study.samplings("main") == ["2.5/30"]
     assert "## LoRA, rank 16: 30 sampling steps" in report.text(study)
 
 
@@ -289,7 +298,7 @@ def test_the_contraction_page_tells_the_studys_figures_of_the_pull():
     names = {"SOAR": "SOAR", "shuffled_error": "`step_error: another`", "random_sign": "a random sign"}
     for arm, name in names.items():
         key = study.find("pull", arm)
-        changes = [study.whole_difference(key, levels, measure, "2.5/8") for measure in ("sharpness", "variety")]
+        changes = [study.difference(key, levels, "2.5/8", measure) for measure in ("sharpness", "variety")]
         assert f"| {name} | " + " | ".join(f"{change.signed} ({change.is_real()})" for change in changes) + " |" in page
 
 
@@ -304,10 +313,7 @@ def test_the_contraction_page_tells_the_studys_figures_of_the_pull():
 def test_the_pages_tell_the_sweeps_figures(page, arm, measure):
     study = report.Study(BENCHMARKS / "results" / "quality")
     arms = study.find("sweep", arm), study.find("sweep", "defaults")
-    if measure == "sharpness":
-        change = study.whole_difference(*arms, measure, "2.5/8")
-    else:
-        change = study.difference(*arms, "2.5/8", measure)
+    change = study.difference(*arms, "2.5/8", measure)
     assert change.signed in (BENCHMARKS.parent / "docs" / f"{page}.md").read_text(encoding="utf-8")
 
 
