@@ -115,12 +115,16 @@ def cells() -> Iterator[Cell]:
         yield make("SFT", soar=off, steps=budget)
         yield make("SFT N levels", soar=levels)
 
+    def more_arms(seed: int, group: str) -> Iterator[Cell]:
+        make = partial(Cell, seed=seed, group=group)
+        yield make("SFT N levels", soar=levels, steps=round(budget / 5))
+        yield make("shuffled_error", soar={**soar, "step_error": "another"})
+        for objective in baselines:
+            yield make(objective, objective=objective, soar=soar)
+
     def main(seed: int) -> Iterator[Cell]:
         yield from arms(seed, "main")
-        yield Cell("SFT N levels", seed, soar=levels, steps=round(budget / 5))
-        yield Cell("shuffled_error", seed, soar={**soar, "step_error": "another"})
-        for objective in baselines:
-            yield Cell(objective, seed, objective=objective, soar=soar)
+        yield from more_arms(seed, "main")
 
     def full(seed: int) -> Iterator[Cell]:
         """All weights, for the equal number of steps and for as many as plain SFT needs to learn something."""
@@ -148,10 +152,10 @@ def cells() -> Iterator[Cell]:
             yield Cell(objective, seed, objective=objective, soar=soar, steps=round(budget * 3 / 7))
 
     yield Cell("base", 0, steps=0, soar=off)
-    three = range(3)
-    thirty = partial(arms, group="thirty")  # the arms of `main` that decide, sampled in 30 steps: costly, and hence apart
-    rest = (sweep, three), (main, (3, 4)), (longer_baselines, three), (thirty, three)
-    for part, seeds in ((main, three), (pull, three), (full, three), *rest):
+    three, five = range(3), range(5)
+    thirty = partial(arms, group="thirty"), partial(more_arms, group="thirty")  # main's, sampled longer: costly, hence apart
+    first = (main, three), (pull, three), (full, three), (sweep, three)
+    for part, seeds in (*first, (main, (3, 4)), (longer_baselines, three), (thirty[0], five), (thirty[1], three)):
         for seed in seeds:
             yield from part(seed)
 
