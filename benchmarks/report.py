@@ -221,9 +221,10 @@ def text(study: Study) -> str:
 def _heading(study: Study) -> str:
     records = list(itertools.chain(*study.cells.values()))
     commits, hardware = ("; ".join(sorted({record[key] for record in records})) for key in ("commit", "hardware"))
+    hours = sum(record["training_seconds"] + record["measuring_seconds"] for record in records) / 3600
     return (
         f"# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` from {len(records)} cells,\n"
-        f"{records[0]['number']} held-out captions each; commits {commits};\n{hardware}.\n\n"
+        f"{records[0]['number']} held-out captions each, {hours:.1f} hours of one process; commits {commits};\n{hardware}.\n\n"
         "Intervals are 95 %, over training seeds and, where a caption has a verdict, over captions. Differences are paired by\n"
         "seed, caption and starting noise; one inside its interval is called none. `compute` counts the training in steps of\n"
         "plain SFT. Sampling settings read guidance/steps."

@@ -69,7 +69,7 @@ def write_cell(folder, arm, seed, verdicts, group="main", steps=150, soar=None, 
     record = {
         "cell": {"group": group, "network": "lora", "arm": arm, "steps": steps, "seed": seed, "soar": soar},
         "number": len(verdicts), "commit": "abc", "hardware": "paper", "samplings": dict.fromkeys(samplings, sampling),
-        "variety": 0.5, "exposure_bias": {"2.5": bias},
+        "variety": 0.5, "exposure_bias": {"2.5": bias}, "training_seconds": 3600, "measuring_seconds": 1800,
     }  # fmt: skip
     (folder / f"{group}_{arm}_{steps}_{seed}.json").write_text(json.dumps(record))
 
@@ -133,6 +133,7 @@ def test_the_report_says_what_the_cells_say(tmp_path):
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "- LoRA: captions drawn right at 2.5/30: base 0.0%, SFT, 150 steps 15.0%, SOAR, 150 steps 40.0%." in text
     assert "against plain SFT, equal steps 0 better, 0 worse, 1 none." in text
+    assert "from 5 cells,\n10 held-out captions each, 7.5 hours of one process" in text
     assert "| LoRA | SOAR, 150 steps | 2.5/30 | +0.250 ± 0.688 (none) |  |  |" in text
     assert (tmp_path / "results" / "quality.png").stat().st_size > 5_000
 
