@@ -189,6 +189,21 @@ def test_the_readmes_plain_reading_is_the_studys():
     scores = study.cells["main", "SFT", 800]
     lowest, *others = sorted(sum(record["samplings"]["2.5/30"]["score"]) / record["number"] for record in scores)
     assert f"(graded score {lowest:.3f} at 2.5/30, the others {others[0]:.3f} to {others[-1]:.3f}:" in text
+    against_sft, at_equal_compute, against_levels = (
+        study.difference(("thirty", "SOAR", 150), ("thirty", *other), "4.5/30", "score")
+        for other in (("SFT", 150), ("SFT", 800), ("SFT N levels", 150))
+    )
+    assert f"its graded score is {against_sft.signed} against plain SFT" in text
+    assert f"{at_equal_compute.signed} at equal compute and {against_levels.signed} against as many ordinary points" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/when-it-helps.md"])
+def test_the_pages_tell_the_captions_drawn_right_in_30_steps_with_guidance_and_without(page):
+    study = report.Study(BENCHMARKS / "results" / "quality")
+    text = (BENCHMARKS.parent / page).read_text(encoding="utf-8")
+    for sampling, verdict in (("4.5/30", "better"), ("1.0/30", "worse")):
+        change = study.difference(("thirty", "SOAR", 150), ("thirty", "SFT N levels", 150), sampling)
+        assert change.signed in text and change.verdict() == verdict
 
 
 def test_a_difference_outside_its_interval_has_a_direction_and_one_seed_has_none():
