@@ -200,7 +200,7 @@ def test_the_readmes_plain_reading_is_the_studys():
 @pytest.mark.parametrize("page", ["README.md", "docs/when-it-helps.md"])
 def test_the_pages_tell_the_captions_drawn_right_in_30_steps_with_guidance_and_without(page):
     study = report.Study(BENCHMARKS / "results" / "quality")
-    text = (BENCHMARKS.parent / page).read_text(encoding="utf-8")
+    text = " ".join((BENCHMARKS.parent / page).read_text(encoding="utf-8").split())
     for sampling, verdict in (("4.5/30", "better"), ("1.0/30", "worse")):
         change = study.difference(("thirty", "SOAR", 150), ("thirty", "SFT N levels", 150), sampling)
         assert change.signed in text and change.verdict() == verdict
