@@ -5,8 +5,8 @@ cell that is there is skipped, so the study can be stopped at any time. `--share
 processes, `--groups sweep` takes a part of it. `--report` makes RESULTS.md and the README's table of what is there; `--quick`
 runs a small version in minutes, into another folder.
 
-Two processes on two cores run three seeds of every arm and of the sweeps in 6 hours (`--minutes`); the main arms' seeds 3 and 4,
-the longer baselines and the samplings of 30 steps (`thirty`) take 3.6 hours more.
+Two processes on two cores run three seeds of every arm and of the sweeps in 6 hours (`--minutes`); the main arms' seeds 3
+and 4, the longer baselines and more samplings of 30 steps (`thirty`) take 3.6 hours more.
 
 All arms of a seed see the same pictures, noise and base levels, and are sampled from the same starting noise.
 """

@@ -497,6 +497,7 @@ def _plots(study: Study, folder: Path) -> None:
     figure.savefig(folder / "quality.png", dpi=110)
 
     figure, axis = pyplot.subplots(figsize=(7, 4.5))
+    axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for key in arms:
         biases = [record["exposure_bias"]["2.5"] for record in study.cells[key]]
         ratio = np.mean([np.array(bias["own"]) / np.array(bias["on_path"]) for bias in biases], axis=0)
