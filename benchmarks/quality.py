@@ -156,9 +156,14 @@ def cells() -> Iterator[Cell]:
 
     yield Cell("base", 0, steps=0, soar=off)
     three, five = range(3), range(5)
-    thirty = partial(arms, group="thirty"), partial(more_arms, group="thirty")  # main's, sampled longer: costly, hence apart
-    first = (main, three), (pull, three), (full, three), (sweep, three)
-    for part, seeds in (*first, (main, (3, 4)), (longer_baselines, three), (thirty[0], five), (thirty[1], three)):
+    parts = (
+        *((part, three) for part in (main, pull, full, sweep)),
+        (main, (3, 4)),
+        (longer_baselines, three),
+        (partial(arms, group="thirty"), five),  # main's arms, sampled longer: costly, hence apart
+        (partial(more_arms, group="thirty"), three),
+    )
+    for part, seeds in parts:
         for seed in seeds:
             yield from part(seed)
 
@@ -309,7 +314,7 @@ def write_pictures(group: str, file: Path) -> None:
     guidance, steps = SAMPLINGS[group][-1]
     images = []
     for cell in cells():
-        if cell.seed == 0 and cell.group == (group if cell.steps else "main"):
+        if cell.seed == 0 and (cell.group == group or not cell.steps):
             with tempfile.TemporaryDirectory() as name:
                 family = Trained(cell, Path(name)).family
             images += draw(family, captions, guidance, steps, seed=42)

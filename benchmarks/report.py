@@ -79,9 +79,11 @@ class Estimate:
         """A difference and its verdict."""
         return f"{self.signed} ({self.verdict()})"
 
-    def is_real(self) -> str:
-        """What a difference may be called where neither direction is the better one."""
-        return {"better": "more", "worse": "less"}.get(self.verdict(), self.verdict())
+    @property
+    def directed(self) -> str:
+        """A difference and its direction, where neither is the better one."""
+        direction = {"better": "more", "worse": "less"}.get(self.verdict(), self.verdict())
+        return f"{self.signed} ({direction})"
 
     def verdict(self) -> str:
         """What a difference may be called."""
@@ -241,7 +243,7 @@ def summary(study: Study) -> str:
     lines = [f"- LoRA: captions drawn right at {first}: {rates}.", *_counts(comparisons)]
     if levels := study.find("main", "SFT N levels"):
         changes = ", ".join(
-            f"{name} {difference.signed} ({difference.is_real()})"
+            f"{name} {difference.directed}"
             for name in ("variety", "sharpness", "exposure bias")
             if (difference := study.difference(soar, levels, first, name)).seeds > 1
         )
@@ -265,7 +267,7 @@ def _taught(study: Study, base: Key) -> list[str]:
 
 
 def controlled(study: Study) -> list[Comparison]:
-    """(control, SOAR's arm, the control's, sampling, difference in graded score), each comparison over two seeds or more."""
+    """SOAR's comparisons with every control, each over two seeds or more."""
     found = []
     for group in GROUPS:
         arms = study.arms(group)
@@ -285,7 +287,7 @@ def _counts(comparisons: list[Comparison]) -> list[str]:
     for arm in ("SOAR", "shuffled_error"):
         counts = []
         for name in CONTROLS:
-            verdicts = [row[-1].verdict() for row in comparisons if row[0] == name and row[1][1] == arm]
+            verdicts = [change.verdict() for control, key, *_, change in comparisons if (control, key[1]) == (name, arm)]
             if verdicts:
                 words = ", ".join(f"{verdicts.count(each)} {each}" for each in ("better", "worse", "none"))
                 counts.append(f"against {name} {words}")
@@ -343,7 +345,7 @@ def _pull_in_short(study: Study) -> list[str]:
     levels = study.find("pull", "SFT N levels")
     arms = [key for key in study.arms("pull") if levels and key[2] and key != levels]
     changes = [
-        f"{NAMES.get(key[1], key[1])} {difference.signed} ({difference.is_real()})"
+        f"{NAMES.get(key[1], key[1])} {difference.directed}"
         for key in arms
         if (difference := study.difference(key, levels, study.samplings("pull")[0], "sharpness")).seeds > 1
     ]
@@ -436,7 +438,7 @@ def _pull(study: Study) -> list[str]:
         for name in ("sharpness", "variety"):
             row.append(str(study.estimate(key, sampling, name)))
             difference = study.difference(key, levels, sampling, name)
-            row.append("" if key == levels or math.isnan(difference.mean) else f"{difference.signed} ({difference.is_real()})")
+            row.append("" if key == levels or math.isnan(difference.mean) else difference.directed)
         rows.append(row)
     header = [
         "arm",

@@ -171,14 +171,18 @@ def test_an_arm_is_labelled_with_the_settings_that_it_changes(tmp_path):
     assert study.label(key) == "SOAR with step_error: another, num_steps 4, cfg_scale 1, 150 steps"
 
 
-def test_the_committed_report_and_the_readmes_table_are_made_of_the_committed_cells():
-    study = report.Study(BENCHMARKS / "results" / "quality")
+@pytest.fixture(scope="module")
+def study():
+    """The committed one."""
+    return report.Study(BENCHMARKS / "results" / "quality")
+
+
+def test_the_committed_report_and_the_readmes_table_are_made_of_the_committed_cells(study):
     assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == report.text(study)
     assert report.readme_table(study) in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readmes_plain_reading_is_the_studys():
-    study = report.Study(BENCHMARKS / "results" / "quality")
+def test_the_readmes_plain_reading_is_the_studys(study):
     text = " ".join((BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split())
     levels = "as many ordinary points (N levels)"
     found = [change.verdict() for name, key, *_, change in report.controlled(study) if (name, key[1]) == (levels, "SOAR")]
@@ -198,8 +202,7 @@ def test_the_readmes_plain_reading_is_the_studys():
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/when-it-helps.md"])
-def test_the_pages_tell_the_captions_drawn_right_in_30_steps_with_guidance_and_without(page):
-    study = report.Study(BENCHMARKS / "results" / "quality")
+def test_the_pages_tell_the_captions_drawn_right_in_30_steps_with_guidance_and_without(study, page):
     text = " ".join((BENCHMARKS.parent / page).read_text(encoding="utf-8").split())
     for sampling, verdict in (("4.5/30", "better"), ("1.0/30", "worse")):
         change = study.difference(("thirty", "SOAR", 150), ("thirty", "SFT N levels", 150), sampling)
@@ -307,15 +310,14 @@ def test_the_contraction_pages_tables_are_the_committed_ones(line):
     assert line in (BENCHMARKS.parent / "docs" / "contraction.md").read_text(encoding="utf-8")
 
 
-def test_the_contraction_page_tells_the_studys_figures_of_the_pull():
-    study = report.Study(BENCHMARKS / "results" / "quality")
+def test_the_contraction_page_tells_the_studys_figures_of_the_pull(study):
     page = (BENCHMARKS.parent / "docs" / "contraction.md").read_text(encoding="utf-8")
     levels = study.find("pull", "SFT N levels")
     names = {"SOAR": "SOAR", "shuffled_error": "`step_error: another`", "random_sign": "a random sign"}
     for arm, name in names.items():
         key = study.find("pull", arm)
         changes = [study.difference(key, levels, "2.5/8", measure) for measure in ("sharpness", "variety")]
-        assert f"| {name} | " + " | ".join(f"{change.signed} ({change.is_real()})" for change in changes) + " |" in page
+        assert f"| {name} | " + " | ".join(change.directed for change in changes) + " |" in page
 
 
 @pytest.mark.parametrize(
@@ -326,8 +328,7 @@ def test_the_contraction_page_tells_the_studys_figures_of_the_pull():
         ("when-it-helps", "num_aux_points 1", "score"), ("when-it-helps", "sigma_min 0.1", "score"),
     ],
 )  # fmt: skip
-def test_the_pages_tell_the_sweeps_figures(page, arm, measure):
-    study = report.Study(BENCHMARKS / "results" / "quality")
+def test_the_pages_tell_the_sweeps_figures(study, page, arm, measure):
     arms = study.find("sweep", arm), study.find("sweep", "defaults")
     change = study.difference(*arms, "2.5/8", measure)
     assert change.signed in (BENCHMARKS.parent / "docs" / f"{page}.md").read_text(encoding="utf-8")
