@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from .config import SOARConfig
-from .path import effective_noise, interpolate, velocity, widen
+from .path import Levels, effective_noise, interpolate, velocity, widen
 from .rollout import STOCHASTIC, Generator, draw, guide, next_level, ode_step, renoise, stochastic_step
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Weighting = Callable[[Tensor], Tensor]
+EVERY_LEVEL = Levels()
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,14 @@ def roll_out(
     predict_uncond: Predict | None = None,
     generator: Generator = None,
     shift: float = 1.0,
+    levels: Levels = EVERY_LEVEL,
 ) -> tuple[Tensor, Tensor]:
     """Step 2: (z_off, sigma_next), one step of the guided model from the base point; `v_cond` is the base prediction, reused.
 
-    `shift` is the inference schedule's and matters with `step_space: schedule` alone.
+    `shift` is the inference schedule's and matters with `step_space: schedule` alone. The step ends at the lowest of `levels`.
     """
     sigma_next = next_level(base.sigma, config.num_steps, shift if config.step_space == "schedule" else 1.0)
+    sigma_next = levels.cut(sigma_next, base.sigma)
     if config.rollout == "none":
         return interpolate(x0, base.noise, sigma_next), sigma_next
     v = v_cond
@@ -104,16 +107,14 @@ def correction_point(
     noise: Tensor,
     config: SOARConfig,
     generator: Generator = None,
-    snap: Callable[[Tensor], Tensor] | None = None,
+    levels: Levels = EVERY_LEVEL,
 ) -> TrainingPoint:
     """Steps 3 and 4: re-noise `z_off` to a level drawn from U[max(sigma_next, sigma_min), 1], and aim from there at x0.
 
-    `snap` maps the drawn levels (B,) to ones that the host can use; the state is built from what it returns.
+    `levels` may cut that range at its top and snap what is drawn; the state is built from the level that comes of it.
     """
     lowest = sigma_next.clamp(min=config.sigma_min)
-    sigma_aux = lowest + (1 - lowest) * draw(torch.rand, lowest, generator)
-    if snap is not None:
-        sigma_aux = snap(sigma_aux)
+    sigma_aux = levels.place(draw(torch.rand, lowest, generator), lowest)
     if not config.shared_noise:
         noise = draw(torch.randn, noise, generator)
     z_aux = renoise(z_off, sigma_next, sigma_aux, noise)
@@ -189,8 +190,9 @@ def soar_backward(
     base = base_point(x0, noise, sigma, config)
     base_loss, v_cond = train_on(base)
     return correct(
-        base, base_loss, v_cond, x0, config, lambda points: train_on(join(points))[0], predict_uncond, generator, snap, shift
-    )
+        base, base_loss, v_cond, x0, config, lambda points: train_on(join(points))[0], predict_uncond, generator,
+        Levels(snap=snap), shift,
+    )  # fmt: skip
 
 
 def correct(
@@ -202,7 +204,7 @@ def correct(
     train_on: Callable[[list[TrainingPoint]], Tensor],
     predict_uncond: Predict | None = None,
     generator: Generator = None,
-    snap: Callable[[Tensor], Tensor] | None = None,
+    levels: Levels = EVERY_LEVEL,
     shift: float = 1.0,
 ) -> SOARResult:
     """Steps 2 to 5, for a trainer that has trained on the base point: `base_loss` and `v_cond` are what that gave, detached.
@@ -214,11 +216,11 @@ def correct(
     if config.num_corrections == 0:
         return SOARResult(base_loss, base_loss, nothing, nothing, nothing, nothing)
 
-    z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator, shift)
+    z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator, shift, levels)
     if config.step_error == "another":
         on_path = interpolate(x0, base.noise, sigma_next)
         z_off = on_path + another_error(z_off - on_path)
-    return correct_from(z_off, sigma_next, base, base_loss, x0, config, train_on, generator, snap)
+    return correct_from(z_off, sigma_next, base, base_loss, x0, config, train_on, generator, levels)
 
 
 def correct_from(
@@ -230,20 +232,20 @@ def correct_from(
     config: SOARConfig,
     train_on: Callable[[list[TrainingPoint]], Tensor],
     generator: Generator = None,
-    snap: Callable[[Tensor], Tensor] | None = None,
+    levels: Levels = EVERY_LEVEL,
 ) -> SOARResult:
     """Steps 3 to 5, from a state off the trajectory, `z_off` at level `sigma_next`; `train_on` as in `correct`."""
     losses: list[Tensor] = []
     sizes: list[Tensor] = []
-    levels: list[Tensor] = []
+    drawn: list[Tensor] = []
     while len(sizes) < config.num_corrections:
         number = min(config.points_per_pass, config.num_corrections - len(sizes))
-        points = [correction_point(z_off, sigma_next, x0, base.noise, config, generator, snap) for _ in range(number)]
+        points = [correction_point(z_off, sigma_next, x0, base.noise, config, generator, levels) for _ in range(number)]
         losses.append(train_on(points) * number)
         sizes += [(point.noise - widen(base.noise)).square().mean() for point in points]
-        levels += [point.sigma.mean() for point in points]
+        drawn += [point.sigma.mean() for point in points]
 
     correction = torch.stack(losses).sum() / config.num_corrections
     total = config.base_weight * (base_loss + config.correction_weight * config.num_corrections * correction)
     step_size = (z_off - interpolate(x0, base.noise, sigma_next)).square().mean().sqrt()
-    return SOARResult(total, base_loss, correction, step_size, torch.stack(sizes).mean().sqrt(), torch.stack(levels).mean())
+    return SOARResult(total, base_loss, correction, step_size, torch.stack(sizes).mean().sqrt(), torch.stack(drawn).mean())

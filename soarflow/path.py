@@ -5,6 +5,9 @@ any rank, (B, ...), levels are (B,). All arithmetic is in float32 or better, wha
 formed in bfloat16 is 7 % wrong on average.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -43,3 +46,25 @@ def effective_noise(z: Tensor, sigma: Tensor, x0: Tensor) -> Tensor:
     """
     level = expand(sigma, z)
     return (widen(z) - (1 - level) * widen(x0)) / level
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels that a host can train at: from `lowest` to `highest`, and of these only the ones that `snap` returns.
+
+    `snap` maps levels (B,) to the nearest usable ones, inside the range; None where every level is usable.
+    """
+
+    lowest: float = 0.0
+    highest: float = 1.0
+    snap: Callable[[Tensor], Tensor] | None = None
+
+    def cut(self, sigma_next: Tensor, sigma: Tensor) -> Tensor:
+        """Where a step down from `sigma` ends that must not leave the range; never above `sigma`."""
+        return torch.maximum(sigma_next, sigma.clamp(max=self.lowest)) if self.lowest > 0 else sigma_next
+
+    def place(self, u: Tensor, lowest: Tensor) -> Tensor:
+        """Levels from u in [0, 1), spread evenly from `lowest` (B,) to the highest, and snapped."""
+        lowest = lowest.clamp(max=self.highest)
+        sigma = lowest + (self.highest - lowest) * u
+        return sigma if self.snap is None else self.snap(sigma)

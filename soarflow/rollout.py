@@ -19,12 +19,12 @@ def draw(sampler: Callable[..., Tensor], like: Tensor, generator: Generator) -> 
     Drawn on the generator's device: a run does not depend on where its model lies, nor, with one generator per sample, on how
     samples are batched.
     """
-    dtype = widen(like).dtype
+    dtype, there = widen(like).dtype, {"device": like.device, "non_blocking": like.is_cuda}  # blocking would wait for the GPU
     if isinstance(generator, Sequence):
         drawn = [sampler(like.shape[1:], generator=each, device=each.device, dtype=dtype) for each in generator]
-        return torch.stack(drawn).to(like.device)
+        return torch.stack(drawn).to(**there)
     device = generator.device if generator is not None else like.device
-    return sampler(like.shape, generator=generator, device=device, dtype=dtype).to(like.device)
+    return sampler(like.shape, generator=generator, device=device, dtype=dtype).to(**there)
 
 
 def guide(v_cond: Tensor, v_uncond: Tensor, cfg_scale: float) -> Tensor:

@@ -56,20 +56,30 @@ class VariancePreserving:
         """The nearest levels that are a timestep's, in sigma's dtype; soar_backward builds its points there."""
         return self.levels.to(sigma.device)[self.timesteps(sigma)].to(sigma.dtype)
 
-    def velocity_of(self, model: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """`model(z_vp, timesteps)` as `predict(z, sigma)`, at levels of the schedule.
+    def state(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """The model's own state: z_vp = c z."""
+        return widen(z) * expand(_scale(sigma), z)
+
+    def straight(self, z_vp: Tensor, sigma: Tensor) -> Tensor:
+        """The straight path's state: z = z_vp / c."""
+        return widen(z_vp) / expand(_scale(sigma), z_vp)
+
+    def velocity(self, output: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
+        """What the model predicts at `z`, as a velocity of the straight path.
 
         From epsilon: v = eps - x0_hat = (eps - z) / (1 - sigma). From v_prediction, with x0_hat = alpha z_vp - s v_vp and
         eps = s z_vp + alpha v_vp: v = (2 sigma - 1) c^2 z + c v_vp.
         """
+        level, scale = expand(sigma, z), expand(_scale(sigma), z)
+        if self.prediction_type == "epsilon":
+            return (widen(output) - widen(z)) / (1 - level)
+        return (2 * level - 1) * scale**2 * widen(z) + scale * widen(output)
+
+    def velocity_of(self, model: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """`model(z_vp, timesteps)` as `predict(z, sigma)`, at levels of the schedule."""
 
         def predict(z: Tensor, sigma: Tensor) -> Tensor:
-            scale = expand(_scale(sigma), z)
-            output = widen(model((widen(z) * scale).to(z.dtype), self.timesteps(sigma)))
-            level = expand(sigma, z)
-            if self.prediction_type == "epsilon":
-                return (output - widen(z)) / (1 - level)
-            return (2 * level - 1) * scale**2 * widen(z) + scale * output
+            return self.velocity(model(self.state(z, sigma).to(z.dtype), self.timesteps(sigma)), z, sigma)
 
         return predict
 

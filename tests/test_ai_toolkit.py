@@ -16,16 +16,31 @@ from torch import nn
 from torch.testing import assert_close
 
 from soarflow import ConfigError, SOARConfig, soar_backward
-from soarflow.ai_toolkit.compatibility import RULES, check_arch
+from soarflow.ai_toolkit.compatibility import RELIES_ON, RULES, check_host, warnings
 from soarflow.ai_toolkit.correction import Correction
 from soarflow.path import interpolate
 
 ROOT = Path(__file__).parent.parent
+METHODS = [f"    def {name}({', '.join(('self', *parameters))}): pass" for name, parameters in RELIES_ON.items()]
 HOST_FILES = {
     "toolkit/__init__.py": "",
     "toolkit/extension.py": "class Extension: pass",
-    "extensions_built_in/sd_trainer/DiffusionTrainer.py": "class DiffusionTrainer: pass",
+    "extensions_built_in/sd_trainer/DiffusionTrainer.py": "\n".join(["class DiffusionTrainer:", *METHODS]),
 }
+
+
+TRAIN = {
+    **{rule.key: None for rule in RULES if rule.section == "train"}, "noise_scheduler": "flowmatch", "loss_type": "mse",
+    "reg_weight": 1.0, "gradient_checkpointing": False, "batch_size": 4, "inverted_mask_prior": False,
+    "do_prior_divergence": False, "unload_text_encoder": False, "cache_text_embeddings": False, "linear_timesteps": False,
+    "linear_timesteps2": False, "do_cfg": False, "do_random_cfg": False, "gradient_accumulation_steps": 1,
+    "unconditional_prompt": "",
+}  # fmt: skip
+MODEL = {
+    **{rule.key: None for rule in RULES if rule.section == "model"}, "arch": "flux", "name_or_path": "flux",
+    "assistant_lora_path": None,
+}  # fmt: skip
+DATASET = {**{rule.key: None for rule in RULES if rule.section == "datasets"}, "cache_text_embeddings": False}
 
 
 class StandIn:
@@ -35,14 +50,16 @@ class StandIn:
 
     def __init__(self, soar, **train):
         self.section = soar
-        defaults = {"timestep_type": self.timestep_type, "reg_weight": 1.0, "gradient_checkpointing": False, "batch_size": 4}
-        self.train_config = SimpleNamespace(**{**defaults, "inverted_mask_prior": False, "do_prior_divergence": False, **train})
-        self.model_config = SimpleNamespace(arch="flux")
+        self.train_config = SimpleNamespace(**{**TRAIN, "timestep_type": self.timestep_type, **train})
+        self.model_config = SimpleNamespace(**MODEL)
+        self.datasets, self.datasets_reg, self.optimizer = [], [], torch.optim.SGD([torch.ones(1)])
         self.device_torch = torch.device("cpu")
         self.accelerator = SimpleNamespace(num_processes=1, backward=self._count_backward)
         config = {"shift": 1.0}
-        scheduler = type("CustomFlowMatch", (), {"timesteps": torch.linspace(1000, 1, 1000), "config": config})()
-        self.sd = SimpleNamespace(noise_scheduler=scheduler, is_flow_matching=True, get_loss_target=self._target)
+        scheduler = type("CustomFlowMatchScheduler", (), {"timesteps": torch.linspace(1000, 1, 1000), "config": config})()
+        self.sd = SimpleNamespace(
+            noise_scheduler=scheduler, is_flow_matching=True, get_loss_target=self._target, arch="flux", is_multistage=False
+        )
         self.step_num, self.additional_logs, self.calls, self.backwards = 0, {}, [], []
         torch.manual_seed(3)
         self.net = nn.Linear(2 + self.extra_channels + 2, 2).double()
@@ -50,6 +67,9 @@ class StandIn:
 
     def get_conf(self, key, default=None):
         return self.section if key == "soar" else default
+
+    def before_dataset_load(self):
+        pass
 
     def hook_before_train_loop(self):
         pass
@@ -76,10 +96,10 @@ class StandIn:
         return (error * mask_multiplier).mean()
 
     def hook_train_loop(self, batches):
-        total = sum(self.train_single(batch) for batch in batches)
+        total = sum(self.train_single_accumulation(batch) for batch in batches)
         return OrderedDict(loss=float(total))
 
-    def train_single(self, batch):
+    def train_single_accumulation(self, batch):
         levels = batch.timesteps / 1000
         state = interpolate(batch.latents, (abs(self.slope) or 1) * batch.noise, levels)
         state = torch.cat([state, batch.conditioning], dim=1)
@@ -114,10 +134,18 @@ def make_batch(number=4, channels=0, seed=0, **changes):
 
 
 @pytest.fixture(autouse=True)
-def host_helpers(monkeypatch):
-    module = SimpleNamespace(concat_prompt_embeds=torch.cat)
-    monkeypatch.setitem(sys.modules, "toolkit", SimpleNamespace(prompt_utils=module))
-    monkeypatch.setitem(sys.modules, "toolkit.prompt_utils", module)
+def model_class(monkeypatch):
+    """What the extension imports of the host; the host's class of the job's architecture, whose prediction takes no batch."""
+    owner = type("Model", (), {"get_noise_prediction": lambda self, latents, timestep, embeds, **kwargs: None})
+    modules = {
+        "prompt_utils": SimpleNamespace(concat_prompt_embeds=torch.cat),
+        "util": SimpleNamespace(),
+        "util.get_model": SimpleNamespace(get_model_class=lambda config: owner),
+    }
+    monkeypatch.setitem(sys.modules, "toolkit", SimpleNamespace(**modules))
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, f"toolkit.{name}", module)
+    return owner
 
 
 def gradients(trainer):
@@ -234,23 +262,141 @@ def test_a_setting_that_cannot_work_is_refused_when_the_trainer_is_made(rule):
         make(Trainer, **{rule.key: value})
 
 
-@pytest.mark.parametrize("arch", ["wan22_14b:t2v", "ltx2.3", "minimax_h3", "ace_step_15"])
-def test_an_architecture_that_is_not_trained_yet_is_refused(arch):
-    class Other(Trainer):
-        def get_conf(self, key, default=None):
-            self.model_config.arch = arch
-            return super().get_conf(key, default)
-
-    with pytest.raises(ConfigError, match=f"model.arch, got {arch}: the extension does not train it yet"):
-        make(Other)
-
-
-def test_points_share_a_forward_only_where_the_host_can_join_them():
+def test_points_share_a_forward_only_where_nothing_in_it_is_made_for_one_batch(model_class):
+    make(Trainer, {"points_per_pass": 2})
     with pytest.raises(ConfigError, match=r"points_per_pass must be 1 with train\.do_cfg"):
         make(Trainer, {"points_per_pass": 2}, do_cfg=True)
-    trainer = make(Trainer, {"points_per_pass": 2})
-    with pytest.raises(ConfigError, match=r"points_per_pass must be 1 with model\.arch flux2"):
-        check_arch("flux2_klein_4b", trainer.soar)
+    model_class.get_noise_prediction = lambda self, latents, timestep, embeds, batch: None
+    with pytest.raises(ConfigError, match=r"points_per_pass must be 1 with model\.arch flux, whose predictions read the batch"):
+        make(Trainer, {"points_per_pass": 2})
+
+
+def in_stage(index):
+    trainer = make(Trainer, {"num_steps": 4, "num_aux_points": 20, "cfg_scale": 1})
+    trainer.sd.is_multistage, trainer.sd.multistage_boundaries, trainer.current_boundary_index = True, [0.875, 0.0], index
+    return trainer
+
+
+@pytest.mark.parametrize(("index", "low", "high"), [(0, 875, 1000), (1, 0, 875)])
+def test_an_expert_is_trained_at_its_own_levels(index, low, high):
+    """The other expert's levels are never shown to it, and its own are all reached."""
+    trainer, batch = in_stage(index), make_batch(timesteps=torch.linspace(low + 1, high, 4))
+    trainer.hook_train_loop([batch])
+    drawn = torch.stack([timesteps for _, timesteps, *_ in trainer.calls[1:]])  # (20, B)
+    assert (drawn > low).all() and (drawn <= high).all()
+    lowest = (batch.timesteps - 250).clamp(min=low)  # a step of 1/4, cut where the other expert begins
+    assert (drawn.amin(0) >= lowest).all() and (drawn.amin(0) - lowest < 0.3 * (high - lowest)).all()
+
+
+def test_a_perfect_expert_has_nothing_to_correct():
+    for index, timesteps in ((0, torch.full((4,), 900.0)), (1, torch.full((4,), 300.0))):
+        batch = make_batch(timesteps=timesteps)
+        trainer = in_stage(index)
+        answer = trainer.predict_noise
+        trainer.predict_noise = lambda answer=answer, batch=batch, **kwargs: answer(**kwargs) * 0 + batch.noise - batch.latents
+        assert trainer.hook_train_loop([batch])["correction"] < 1e-10
+
+
+def test_a_model_that_is_shown_whole_timesteps_gets_them():
+    trainer = make(Trainer, {"cfg_scale": 1})
+    trainer.sd.arch = "ace_step_15"
+    trainer.hook_train_loop([make_batch()])
+    for _, timesteps, *_ in trainer.calls[1:]:
+        assert torch.equal(timesteps, timesteps.round())
+
+
+class DrawingHost(StandIn):
+    """Draws a piece of its conditioning in every prediction."""
+
+    def predict_noise(self, *args, **kwargs):
+        self.drawn = [*getattr(self, "drawn", []), torch.rand(3)]
+        return super().predict_noise(*args, **kwargs)
+
+
+def test_what_a_model_draws_in_a_prediction_is_the_same_in_all_of_a_steps_predictions():
+    """And the host draws what it would draw in plain training."""
+    ours, hosts = make(type("Ours", (Correction, DrawingHost), {})), make(DrawingHost)
+    for trainer in (ours, hosts):
+        torch.manual_seed(5)
+        trainer.hook_train_loop([make_batch(seed=1), make_batch(seed=2)])
+    assert len(ours.drawn) == 10
+    for index, drawn in enumerate(ours.drawn):
+        assert torch.equal(drawn, hosts.drawn[index // 5])
+
+
+class SoundHost(StandIn):
+    """A joint model of picture and sound: a prediction leaves the sound's on the batch, a loss extrapolates its target."""
+
+    def predict_noise(self, *args, batch=None, **kwargs):
+        output = super().predict_noise(*args, batch=batch, **kwargs)
+        if torch.is_grad_enabled():
+            batch.audio_pred = output.mean() * 2
+        return output
+
+    def calculate_loss(self, noise_pred, noise, noisy_latents, timesteps, batch, *args, **kwargs):
+        loss = super().calculate_loss(noise_pred, noise, noisy_latents, timesteps, batch, *args, **kwargs)
+        self.heard = [*getattr(self, "heard", []), (batch.audio_pred.item(), batch.audio_target.item())]
+        sound = (batch.audio_pred - batch.audio_target).square()
+        batch.audio_target = 3 * batch.audio_target
+        return loss + sound
+
+
+def test_each_point_has_its_own_sound_against_the_batchs_unchanged_target():
+    trainer = make(type("Ours", (Correction, SoundHost), {}))
+    batch = make_batch(audio_pred=None, audio_target=torch.tensor(0.5))
+    trainer.hook_train_loop([batch])
+    predictions, targets = zip(*trainer.heard, strict=True)
+    assert targets == (0.5,) * 4 and len(set(predictions)) == 4
+    assert batch.audio_target == 1.5 and batch.audio_pred.item() == predictions[0]  # as the base loss left it
+
+
+WAITS = ("item", "tolist", "__bool__", "__float__", "cpu", "numpy")
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The calls that would make the host wait for a device, by name."""
+    counted = []
+    for name in WAITS:
+        original = getattr(torch.Tensor, name)
+
+        def call(self, *args, _name=name, _original=original, **kwargs):
+            counted.append(_name)
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, call)
+    return counted
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_a_step_waits_for_the_device_once_whatever_the_number_of_points(waits, number):
+    """Once, and after the host has waited for its loss; the first steps of a run are checked, and wait more often."""
+    ours, hosts = make(Trainer, {"num_aux_points": number}), make(StandIn)
+    for trainer in (ours, hosts):
+        trainer.accelerator.backward = torch.Tensor.backward  # the stand-in's counts by reading each loss
+    for _ in range(3):
+        ours.hook_train_loop([make_batch()])
+    counts = []
+    for trainer in (ours, hosts):
+        waits.clear()
+        trainer.hook_train_loop([make_batch()])
+        counts.append(len(waits))
+    assert counts[0] == counts[1] + 1 and counts[1] > 0
+
+
+def test_a_step_with_a_loss_that_is_not_finite_trains_nothing(capsys):
+    trainer = make(Trainer, {"num_aux_points": 2})
+    judge, judged = trainer._target, []
+
+    def target(**kwargs):
+        judged.append(None)
+        return judge(**kwargs) * (torch.nan if len(judged) == 5 else 1)  # two to read the slope, the base, the first point
+
+    trainer.sd.get_loss_target = target
+    trainer.optimizer = torch.optim.SGD(trainer.net.parameters(), lr=0.1)
+    losses = trainer.hook_train_loop([make_batch()])
+    assert losses["uncorrected_batches"] == 1 and "not finite" in capsys.readouterr().out
+    assert gradients(trainer) == [None, None]
 
 
 def test_the_error_of_another_sample_needs_a_batch_that_holds_one():
@@ -266,12 +412,78 @@ def test_bad_settings_and_several_processes_are_refused():
     trainer = make(Trainer)
     trainer.accelerator.num_processes = 2
     with pytest.raises(ConfigError, match="trains in one process, got 2"):
-        trainer.hook_before_train_loop()
+        trainer.before_dataset_load()
 
 
 def test_the_settings_and_their_cost_are_said_at_the_start(capsys):
     make(Trainer, {"num_aux_points": 4}).hook_before_train_loop()
     assert "num_aux_points 4" in (printed := capsys.readouterr().out) and "5.33 x plain SFT" in printed
+
+
+MOVED = {
+    "no method": ("def before_dataset_load", "def before_datasets", r"there is no before_dataset_load\(\)"),
+    "a parameter": ("noisy_latents, timesteps, conditional_embeds", "latents, timesteps, conditional_embeds",
+                    r"predict_noise\(\) of its DiffusionTrainer takes no noisy_latents"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MOVED)
+def test_a_host_that_moved_is_refused_in_one_sentence(what):
+    old, new, words = MOVED[what]
+    source = HOST_FILES["extensions_built_in/sd_trainer/DiffusionTrainer.py"].replace(old, new, 1)
+    namespace = {}
+    exec(source, namespace)
+    with pytest.raises(
+        ConfigError, match=rf"SOARTrainer does not know this AI Toolkit .*: {words}.* known to work in 0\.12\.26"
+    ):
+        check_host(namespace["DiffusionTrainer"])
+
+
+def test_a_setting_that_the_host_no_longer_has_is_said():
+    class Moved(Trainer):
+        def get_conf(self, key, default=None):
+            del self.train_config.target_noise_multiplier
+            return super().get_conf(key, default)
+
+    with pytest.raises(ConfigError, match="train has no setting target_noise_multiplier, which SOARTrainer must look at"):
+        make(Moved)
+
+
+UNLIKELY = {
+    "steps": ({"num_steps": 30}, {}, {"sample_steps": 4}, "soar.num_steps is 30 and sample.sample_steps 4"),
+    "guidance": ({"cfg_scale": 4.5}, {}, {"guidance_scale": 1}, "soar.cfg_scale is 4.5 and sample.guidance_scale 1"),
+    "turbo": ({}, {"name_or_path": "Tongyi-MAI/Z-Image-Turbo"}, {}, "looks like a model that is sampled without guidance"),
+    "adapter": ({}, {"assistant_lora_path": "adapter"}, {}, "looks like a model that is sampled without guidance"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", UNLIKELY)
+def test_what_is_hardly_meant_is_said_once_at_the_start(what, capsys):
+    soar, model, sample, words = UNLIKELY[what]
+    trainer = make(Trainer, soar)
+    trainer.model_config = SimpleNamespace(**{**MODEL, **model})
+    trainer.sample_config = SimpleNamespace(**{"sample_steps": 25, "guidance_scale": 4, **sample})
+    assert [line for line in warnings(trainer, trainer.soar) if words in line] and len(
+        list(warnings(trainer, trainer.soar))
+    ) == 1
+    trainer.hook_before_train_loop()
+    assert capsys.readouterr().out.count(words) == 1
+    plain = make(Trainer, {"correction_weight": 0})
+    plain.model_config, plain.sample_config = trainer.model_config, trainer.sample_config
+    assert not list(warnings(plain, plain.soar))
+
+
+def test_a_condition_that_is_none_is_refused_with_a_guided_rollout():
+    with pytest.raises(ConfigError, match=r"soar\.cfg_scale must be 1 with train\.unload_text_encoder"):
+        make(Trainer, unload_text_encoder=True)
+    make(Trainer, {"cfg_scale": 1}, unload_text_encoder=True)
+    make(Trainer, unload_text_encoder=True, cache_text_embeddings=True)
+    make(type("Triggered", (Trainer,), {"trigger_word": "sks"}), unload_text_encoder=True)
+
+
+def test_a_diffusion_model_is_one_that_the_host_can_train_so():
+    with pytest.raises(ConfigError, match=r"train\.noise_scheduler, got ddpm: model\.arch flux is trained by flow matching"):
+        make(Trainer, noise_scheduler="ddpm")
 
 
 @pytest.mark.parametrize("name", ["aitk_soar", "soarflow", "my_clone"])
@@ -301,8 +513,8 @@ def test_the_example_jobs_pass_the_extensions_own_checks(file):
     class Job(StandIn):
         def __init__(self, soar):
             super().__init__(soar, **process["train"])
-            self.model_config = SimpleNamespace(**process["model"])
-            self.datasets = [SimpleNamespace(**dataset) for dataset in process["datasets"]]
+            self.model_config = SimpleNamespace(**{**MODEL, **process["model"]})
+            self.datasets = [SimpleNamespace(**{**DATASET, **dataset}) for dataset in process["datasets"]]
 
     trainer = type("Trainer", (Correction, Job), {})(process["soar"])
     assert process["type"] == "SOARTrainer" and trainer.soar.num_corrections > 0

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from soarflow import SOARConfig, soar_backward, soar_loss
 from soarflow.objective import base_point, correction_point, roll_out, squared_error
-from soarflow.path import expand, interpolate, velocity
+from soarflow.path import Levels, expand, interpolate, velocity
 
 RUNS = {"loss": soar_loss, "backward": soar_backward}
 
@@ -156,7 +156,7 @@ def test_the_correction_is_the_steps_error_scaled(level):
     config = SOARConfig(num_steps=10, cfg_scale=3.0)
     base = base_point(x0, noise, sigma, config)
     z_off, sigma_next = roll_out(base, v_cond, x0, config, lambda z, s: v_uncond)
-    point = correction_point(z_off, sigma_next, x0, noise, config, snap=lambda s: torch.full_like(s, level))
+    point = correction_point(z_off, sigma_next, x0, noise, config, levels=Levels(snap=lambda s: torch.full_like(s, level)))
     a = (level - 0.2) / 0.8
     error = -0.1 * (v_uncond + 3 * (v_cond - v_uncond) - (noise - x0))
     assert_close(velocity(x0, point.noise) - velocity(x0, noise), (1 - a) * error / level, rtol=1e-10, atol=1e-12)
@@ -165,7 +165,7 @@ def test_the_correction_is_the_steps_error_scaled(level):
 
 def test_the_correction_vanishes_at_pure_noise():
     x0, noise, sigma = draw()
-    point = correction_point(x0 * 3, sigma * 0.5, x0, noise, SOARConfig(), snap=torch.ones_like)
+    point = correction_point(x0 * 3, sigma * 0.5, x0, noise, SOARConfig(), levels=Levels(snap=torch.ones_like))
     assert_close(point.noise, noise)
     assert_close(point.z, noise)
 

@@ -1,38 +1,53 @@
 """What does not go with SOAR in AI Toolkit, why, and what to do: said before anything is loaded or cached.
 
-The first check reads the job's settings alone, the second one the loaded model. Names are those of AI Toolkit 0.12.26; a
-setting that the host does not know counts as unset.
+The checks in the order in which they are made: the host's code, when it asks for the trainer; the job's settings, when the
+trainer is made; the model, once it is loaded; the captions, once they are read. `warnings` says what is hardly meant.
 """
 
-from collections.abc import Callable
+import inspect
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..config import ConfigError, SOARConfig
+from .door import not_this_host
+from .paths import DiffusionPath
 
-ARCHS_LATER = {
-    "wan22_14b": "its two experts split the levels between them",
-    "ltx2": "it trains an audio track along",
-    "minimax_h3": "it trains an audio track along",
-    "ace_step": "its levels are whole numbers of a thousand",
-}
-"""Architectures, by the beginning of their names, that the extension does not train yet, and why."""
+RELIES_ON = {
+    "__init__": (),
+    "get_conf": ("key", "default"),
+    "before_dataset_load": (),
+    "hook_before_train_loop": (),
+    "hook_train_loop": ("batch",),
+    "train_single_accumulation": ("batch",),
+    "predict_noise": ("noisy_latents", "timesteps", "conditional_embeds", "batch", "is_primary_pred"),
+    "calculate_loss": (
+        "noise_pred", "noise", "noisy_latents", "timesteps", "batch", "mask_multiplier", "prior_pred",
+    ),
+}  # fmt: skip
+"""The methods of the host's trainer that are extended or called, with the parameters that are used."""
 
-READS_BATCH = (
-    "flux2", "wan21_i2v", "wan22_5b", "qwen_image_edit_plus", "krea2", "boogu_image_edit", "mageflow_edit", "auraflow",
-)  # fmt: skip
-"""Architectures that read the batch's own pictures in every prediction: their points cannot share a forward."""
+DIFFUSION_ARCHS = ("sd1", "sd2", "sdxl", "ssd", "vega", "pixart", "pixart_sigma")
+"""Architectures that the host can train as they were trained: to predict epsilon, with `noise_scheduler: ddpm`."""
+
+WHOLE_TIMESTEPS = ("ace_step",)
+"""Architectures, by the beginning of their names, that cut a timestep off to a whole number before the network sees it."""
+
+DISTILLED = ("schnell", "turbo", "lightning", "distill", "klein-4b", "klein-9b")
+"""Parts of the names of models that are sampled without guidance, in few steps."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A setting of one of the job's sections, when it cannot be used, and why."""
+    """A setting of one of the job's sections, when it cannot be used, and why. `kind`: the models that it holds for."""
 
     section: str
     key: str
     refused: Callable[[Any], bool]
     why: str
     remedy: str = "Leave it out, or train with type: diffusion_trainer."
+    kind: str = "flow or diffusion"
 
 
 def _is_set(value: Any) -> bool:
@@ -46,20 +61,22 @@ def _is_not_one(value: Any) -> bool:
 OFF_PATH = "its target is then not the straight way from the state to the clean sample"
 SHARED_GRAPH = "its graph would be shared by all of a step's points, and each is back-propagated alone"
 NEVER_ASKED = "the host then trains without asking for this loss, and nothing of SOAR would happen"
+NO_SNR = "flow matching has no signal-to-noise table to read it from"
 
 RULES = (
-    Rule("train", "noise_scheduler", lambda value: value not in (None, "flowmatch"),
-         "SOAR's points lie on the straight path of flow matching", "Set it to flowmatch, or use type: diffusion_trainer."),
+    Rule("train", "noise_scheduler", lambda value: value not in ("flowmatch", "ddpm"),
+         "SOAR's points lie on the path of flow matching, or on that of DDPM",
+         "Set it to flowmatch, or for SD 1.5, SDXL and their relatives to ddpm."),
     Rule("train", "loss_type", lambda value: value == "mean_flow", NEVER_ASKED, "Choose mse, or leave it out."),
     Rule("train", "loss_type", lambda value: value == "stepped", "it needs its own levels", "Choose mse, or leave it out."),
-    Rule("train", "do_guided_loss", _is_set, NEVER_ASKED),
     Rule("train", "train_turbo", _is_set, "it replaces prediction and target by decoded pictures"),
     Rule("train", "short_and_long_captions", _is_set, "the batch is doubled and its latents are not"),
     Rule("train", "single_item_batching", _is_set, "the batch is cut up and its latents are not", "Set batch_size: 1 instead."),
     Rule("train", "correct_pred_norm", _is_set, OFF_PATH),
-    Rule("train", "snr_gamma", _is_set, "flow matching has no signal-to-noise table to read it from"),
-    Rule("train", "min_snr_gamma", _is_set, "flow matching has no signal-to-noise table to read it from"),
-    Rule("train", "learnable_snr_gos", _is_set, "flow matching has no signal-to-noise table to read it from"),
+    Rule("train", "do_signal_amplification", _is_set, OFF_PATH),
+    Rule("train", "snr_gamma", _is_set, NO_SNR, kind="flow"),
+    Rule("train", "min_snr_gamma", _is_set, NO_SNR, kind="flow"),
+    Rule("train", "learnable_snr_gos", _is_set, "the weights that it learns would be trained on the points' losses too"),
     Rule("train", "loss_target", lambda value: value not in (None, "noise"), OFF_PATH),
     Rule("train", "target_noise_multiplier", _is_not_one, OFF_PATH),
     Rule("train", "pred_scaler", _is_not_one, OFF_PATH),
@@ -71,48 +88,60 @@ RULES = (
     Rule("datasets", "unconditional_path", _is_set, NEVER_ASKED),
     Rule("datasets", "prior_reg", _is_set, "the target is then another model's prediction"),
     Rule("model", "refiner_name_or_path", _is_set, "the batch is doubled and its latents are not"),
+    Rule("model", "is_v_pred", _is_set, "AI Toolkit forms the target of v-prediction from the picture in place of its latent",
+         "Use a model that predicts epsilon."),
 )  # fmt: skip
+
+
+def check_host(trainer_class: type) -> None:
+    """Refuses an AI Toolkit whose trainer is not the one that we extend. Raises ConfigError."""
+    for name, parameters in RELIES_ON.items():
+        method = getattr(trainer_class, name, None)
+        if method is None:
+            raise ConfigError(not_this_host(f"there is no {name}() in its {trainer_class.__name__}"))
+        known = inspect.signature(method).parameters
+        missing = [parameter for parameter in parameters if parameter not in known]
+        if missing:
+            raise ConfigError(not_this_host(f"{name}() of its {trainer_class.__name__} takes no {', '.join(missing)}"))
 
 
 def check_settings(trainer: Any, soar: SOARConfig) -> None:
     """Refuses a job by its settings alone; called while the trainer is made. Raises ConfigError."""
-    datasets = [*(getattr(trainer, "datasets", None) or []), *(getattr(trainer, "datasets_reg", None) or [])]
-    sections = {"train": [trainer.train_config], "model": [trainer.model_config], "datasets": datasets}
+    train, model = trainer.train_config, trainer.model_config
+    datasets = [*(trainer.datasets or []), *(trainer.datasets_reg or [])]
+    sections = {"train": [train], "model": [model], "datasets": datasets}
+    kind = "flow" if train.noise_scheduler == "flowmatch" else "diffusion"
     for rule in RULES:
         for section in sections[rule.section]:
-            value = getattr(section, rule.key, None)
-            if rule.refused(value):
+            if not hasattr(section, rule.key):
+                raise ConfigError(not_this_host(f"{rule.section} has no setting {rule.key}, which SOARTrainer must look at"))
+            value = getattr(section, rule.key)
+            if kind in rule.kind and rule.refused(value):
                 _refuse(f"{rule.section}.{rule.key}", value, rule.why, rule.remedy)
     for section, attribute in (("adapter", "adapter_config"), ("embedding", "embed_config"), ("decorator", "decorator_config")):
         if getattr(trainer, attribute, None) is not None:
             _refuse(section, "one", SHARED_GRAPH, "Leave the section out, or train with type: diffusion_trainer.")
-    soar.check_batch_size(trainer.train_config.batch_size)
-    if soar.points_per_pass > 1 and any(getattr(trainer.train_config, key, False) for key in ("do_cfg", "do_random_cfg")):
-        raise ConfigError(
-            f"soar.points_per_pass must be 1 with train.do_cfg, whose negative prompts are made for one batch, got "
-            f"{soar.points_per_pass}. Set it to 1: the gradient is the same."
-        )
-    check_arch(str(getattr(trainer.model_config, "arch", None) or ""), soar)
-
-
-def check_arch(arch: str, soar: SOARConfig) -> None:
-    """Refuses an architecture, or joined points where it cannot join them. Raises ConfigError."""
-    name = arch.partition(":")[0]
-    for beginning, why in ARCHS_LATER.items():
-        if name.startswith(beginning):
-            _refuse("model.arch", arch, f"the extension does not train it yet: {why}", "Train with type: diffusion_trainer.")
-    if soar.points_per_pass > 1 and name.startswith(READS_BATCH):
-        raise ConfigError(
-            f"soar.points_per_pass must be 1 with model.arch {arch}, which reads the batch's pictures in every prediction, "
-            f"got {soar.points_per_pass}. Set it to 1: the gradient is the same."
-        )
+    arch = architecture(model)
+    if kind == "diffusion" and arch not in DIFFUSION_ARCHS:
+        _refuse("train.noise_scheduler", train.noise_scheduler, f"model.arch {arch} is trained by flow matching",
+                "Set it to flowmatch.")  # fmt: skip
+    soar.check_batch_size(train.batch_size)
+    if soar.points_per_pass > 1:
+        _check_joined_points(trainer, arch, datasets, soar)
+    if soar.is_guided and _ignores_captions(train, datasets):
+        _check_condition([getattr(trainer, "trigger_word", None) or ""], train, soar, "train.unload_text_encoder")
 
 
 def check_model(trainer: Any, soar: SOARConfig) -> None:
     """Refuses what only the loaded model tells; called before the host caches anything. Raises ConfigError."""
-    scheduler = trainer.sd.noise_scheduler
-    if not getattr(trainer.sd, "is_flow_matching", False) or "FlowMatch" not in type(scheduler).__name__:
-        _refuse("model.arch", getattr(trainer.model_config, "arch", None), "it is not trained by flow matching",
+    scheduler, name = trainer.sd.noise_scheduler, type(trainer.sd.noise_scheduler).__name__
+    if not trainer.sd.is_flow_matching:
+        try:
+            DiffusionPath(scheduler.alphas_cumprod, trainer.sd.prediction_type)
+        except (AttributeError, ValueError) as error:
+            _refuse("the model's noise scheduler", name, str(error), "Train with type: diffusion_trainer.")
+    elif "flowmatch" not in name.lower():
+        _refuse("the model's noise scheduler", name, "its timesteps are not known to be 1000 sigma",
                 "Train with type: diffusion_trainer.")  # fmt: skip
     processes = trainer.accelerator.num_processes
     if processes > 1:
@@ -120,17 +149,126 @@ def check_model(trainer: Any, soar: SOARConfig) -> None:
             f"SOARTrainer trains in one process, got {processes}: AI Toolkit does not synchronise a LoRA's gradients between "
             "them. Start it without accelerate's multi-GPU launcher."
         )
-    if soar.step_space == "schedule" and scheduler.config.get("use_dynamic_shifting"):
+    if soar.step_space == "schedule" and (not trainer.sd.is_flow_matching or scheduler.config.get("use_dynamic_shifting")):
         raise ConfigError(
-            "soar.step_space must be sigma for a model whose schedule is shifted by the picture's size, got schedule. "
-            "Leave it out."
+            "soar.step_space must be sigma for a model whose schedule is shifted by the picture's size or is none of flow "
+            "matching, got schedule. Leave it out."
         )
+
+
+def check_captions(trainer: Any, soar: SOARConfig) -> None:
+    """Refuses a guided rollout where no picture has a condition of its own. Raises ConfigError."""
+    datasets = [*(trainer.datasets or []), *(trainer.datasets_reg or [])]
+    if soar.is_guided and datasets and not _ignores_captions(trainer.train_config, datasets):
+        _check_condition(_captions(trainer), trainer.train_config, soar, "captions that are all empty")
+
+
+def warnings(trainer: Any, soar: SOARConfig) -> Iterator[str]:
+    """What is allowed and probably not meant, a sentence each."""
+    train, model, sample = trainer.train_config, trainer.model_config, getattr(trainer, "sample_config", None)
+    if soar.num_corrections == 0:
+        return
+    if soar.is_guided and is_distilled(model):
+        yield (
+            f"WARNING: soar.cfg_scale is {soar.cfg_scale:g}, and {model.name_or_path} looks like a model that is sampled "
+            "without guidance. Set cfg_scale: 1: the rollout is then the step that sampling takes, and costs a forward less."
+        )
+    elif soar.is_guided and sample is not None and _are_far(soar.cfg_scale, sample.guidance_scale):
+        yield (
+            f"WARNING: soar.cfg_scale is {soar.cfg_scale:g} and sample.guidance_scale {sample.guidance_scale:g}. SOAR corrects "
+            "the steps that sampling takes if both are the guidance that the finished model will be used with."
+        )
+    if sample is not None and _are_far(soar.num_steps, sample.sample_steps):
+        yield (
+            f"WARNING: soar.num_steps is {soar.num_steps} and sample.sample_steps {sample.sample_steps}. SOAR corrects the "
+            "steps that sampling takes if both are the steps that the finished model will be used with."
+        )
+    if train.gradient_accumulation_steps > 1:
+        yield (
+            "WARNING: AI Toolkit throws away all but the last batch of train.gradient_accumulation_steps. Use "
+            "train.gradient_accumulation, which adds them up."
+        )
+
+
+def architecture(model: Any) -> str:
+    """The architecture's name without the variant after its colon."""
+    return str(model.arch or "").partition(":")[0]
 
 
 def needs_grid(train: Any) -> bool:
     """Whether the host looks a timestep's weight up in its schedule, so that no level may lie between two of its own."""
-    flags = getattr(train, "linear_timesteps", False), getattr(train, "linear_timesteps2", False)
-    return train.timestep_type == "weighted" or any(flags)
+    return train.timestep_type == "weighted" or train.linear_timesteps or train.linear_timesteps2
+
+
+def sees_whole_timesteps(arch: str) -> bool:
+    """Whether the network is shown whole timesteps only."""
+    return arch.startswith(WHOLE_TIMESTEPS)
+
+
+def is_distilled(model: Any) -> bool:
+    """Whether a model's name says that it is sampled without guidance, or it is trained under an adapter that undoes that."""
+    name = str(model.name_or_path).replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
+    return any(part in name for part in DISTILLED) or model.assistant_lora_path is not None
+
+
+def _check_joined_points(trainer: Any, arch: str, datasets: list, soar: SOARConfig) -> None:
+    """Points share a forward only where nothing in it is made for one batch."""
+    reasons = {
+        "train.do_cfg, whose negative prompts": any((trainer.train_config.do_cfg, trainer.train_config.do_random_cfg)),
+        f"model.arch {arch}, which": arch == "auraflow",
+        f"model.arch {arch}, whose predictions read the batch and": _reads_batch(trainer.model_config),
+        "control pictures, which": any(getattr(dataset, "control_path", None) for dataset in datasets),
+    }
+    for what, holds in reasons.items():
+        if holds:
+            raise ConfigError(
+                f"soar.points_per_pass must be 1 with {what} are made for one batch at a time, got {soar.points_per_pass}. "
+                "Set it to 1: the gradient is the same."
+            )
+
+
+def _reads_batch(model: Any) -> bool:
+    from toolkit.util.get_model import get_model_class
+
+    predict = getattr(get_model_class(model), "get_noise_prediction", None)
+    return predict is not None and "batch" in inspect.signature(predict).parameters
+
+
+def _ignores_captions(train: Any, datasets: list) -> bool:
+    """Without the text encoder and without cached embeddings the host trains on its trigger word, or on nothing."""
+    cached = train.cache_text_embeddings or any(dataset.cache_text_embeddings for dataset in datasets)
+    return train.unload_text_encoder and not cached
+
+
+def _captions(trainer: Any) -> Iterator[str]:
+    """Every picture's caption, read as the host reads them, which draws for the dropout: from numbers that are put back."""
+    from toolkit.data_loader import get_dataloader_datasets
+
+    drawn = random.getstate()
+    try:
+        for loader in (trainer.data_loader, trainer.data_loader_reg):
+            for dataset in get_dataloader_datasets(loader) if loader is not None else ():
+                for item in dataset.file_list:
+                    item.load_caption(dataset.caption_dict)
+                    dropped = item.dataset_config.caption_dropout_rate >= 1
+                    yield "" if dropped else item.raw_caption or item.trigger_word or ""
+    finally:
+        random.setstate(drawn)
+
+
+def _check_condition(captions: Any, train: Any, soar: SOARConfig, cause: str) -> None:
+    unconditional = train.unconditional_prompt.strip()
+    if all(caption.strip() == unconditional for caption in captions):
+        raise ConfigError(
+            f"soar.cfg_scale must be 1 with {cause}, got {soar.cfg_scale:g}: every picture is trained with the prompt "
+            f"{unconditional!r}, which is also the rollout's negative prompt, so that there is nothing to guide. Set it to 1, "
+            "or give captions, or a trigger_word."
+        )
+
+
+def _are_far(ours: float, sampling: float) -> bool:
+    """By more than a factor of two."""
+    return ours > 2 * sampling or sampling > 2 * ours
 
 
 def _refuse(key: str, value: Any, why: str, remedy: str) -> None:

@@ -1,13 +1,16 @@
-"""What SOAR adds to a trainer of AI Toolkit: `Correction` is mixed into the host's class and extends two of its methods.
+"""What SOAR adds to a trainer of AI Toolkit: `Correction` is mixed into the host's class and extends a few of its methods.
 
 `predict_noise` remembers what the step's own prediction was conditioned on. `calculate_loss` lets the host compute the base
 loss and back-propagates it; then the host predicts and judges each correction point like any other state, with the point's
 effective noise as the noise, and that is back-propagated: masks, loss types, weights and the architecture's own target apply to
-a point as they do to the base. One graph is alive at a time; the host is handed a detached value.
+a point as they do to the base. One graph is alive at a time; the host is handed a detached value. Nothing waits for the device
+until the host itself has waited for its loss.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,43 +18,18 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError, SOARConfig
-from ..objective import TrainingPoint, correct, join
-from ..path import expand, interpolate, widen
-from .compatibility import check_model, check_settings, needs_grid
+from ..objective import SOARResult, TrainingPoint, correct, join
+from ..path import interpolate, widen
+from .compatibility import check_captions, check_model, check_settings, needs_grid, sees_whole_timesteps, warnings
+from .paths import DiffusionPath, FlowPath, HostPath
 
 if TYPE_CHECKING:
     Host: Any  # the class of AI Toolkit that Correction is mixed into; it has no types
 else:
     Host = object
 
-
-@dataclass(frozen=True)
-class Target:
-    """How an architecture's target depends on the noise: T(noise) = slope * noise + rest, read from the host itself.
-
-    slope 1: noise - x0. slope -1: x0 - noise. slope a > 1: a * noise - x0, with states that hold a * noise. slope 0: x0.
-    """
-
-    slope: float
-
-    @classmethod
-    def of(cls, sd: Any, batch: Any, timesteps: Tensor) -> "Target":
-        if not hasattr(sd, "get_loss_target"):
-            return cls(1.0)
-        zero = torch.zeros_like(batch.latents)
-        low, high = (sd.get_loss_target(noise=zero + value, batch=batch, timesteps=timesteps) for value in (0, 1))
-        return cls(round((high - low).float().mean().item(), 2))
-
-    @property
-    def noise_scale(self) -> float:
-        """What the host's noise is multiplied by in a state at sigma = 1."""
-        return abs(self.slope) or 1.0
-
-    def velocity(self, prediction: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
-        """The model's output as a velocity in our convention."""
-        if self.slope == 0:
-            return (widen(z) - widen(prediction)) / expand(sigma, z)
-        return widen(prediction) if self.slope > 0 else -widen(prediction)
+CHECKED_BATCHES = 3
+"""So many batches of a run are checked to lie on the path; the check waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +37,22 @@ class HostStep:
     """A batch of the host in the objective's terms.
 
     `predict(states, timesteps, embeds)`, `judge(prediction, noise, states, timesteps)` and `backward(loss)` are the host's own
-    prediction, loss and backward. `grid` holds the timesteps that the host can look up, where it must.
+    prediction, loss and backward.
     """
 
     x0: Tensor
     noisy_latents: Tensor
     timesteps: Tensor
-    target: Target
+    path: HostPath
     embeds: Any
     unconditional_embeds: Any
     predict: Callable[[Tensor, Tensor, Any], Tensor]
     judge: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     backward: Callable[[Tensor], None]
-    grid: Tensor | None
 
     @property
     def z(self) -> Tensor:
-        return self.noisy_latents[:, : self.x0.shape[1]]
+        return self.path.straight(self.noisy_latents[:, : self.x0.shape[1]], self.sigma)
 
     @property
     def conditioning(self) -> Tensor:
@@ -84,38 +61,27 @@ class HostStep:
 
     @property
     def sigma(self) -> Tensor:
-        return self.timesteps.to(torch.float32) / 1000
+        return self.path.sigma(self.timesteps)
 
     def predict_uncond(self, *_: Tensor) -> Tensor:
         """The velocity without a condition, at the base state."""
         embeds = repeat_embeds(self.unconditional_embeds, len(self.x0))
-        return self.target.velocity(self.predict(self.noisy_latents, self.timesteps, embeds), self.z, self.sigma)
+        return self.path.velocity(self.predict(self.noisy_latents, self.timesteps, embeds), self.z, self.sigma)
 
     def train_on(self, points: list[TrainingPoint]) -> Tensor:
         """Points predicted in one forward, judged by the host one by one, and back-propagated; their mean loss."""
         number, joined = len(points), join(points)
-        conditioning = self.conditioning.repeat(number, *[1] * (self.z.ndim - 1))
-        states = torch.cat([joined.z, conditioning.to(joined.z)], dim=1)
-        prediction = self.predict(states, self.host_timesteps(joined.sigma), repeat_embeds(self.embeds, number))
+        conditioning = self.conditioning.repeat(number, *[1] * (self.conditioning.ndim - 1))
+        states = torch.cat([self.path.state(joined.z, joined.sigma), conditioning.to(joined.z)], dim=1)
+        prediction = self.predict(states, self.path.timesteps(joined.sigma), repeat_embeds(self.embeds, number))
         parts = zip(prediction.chunk(number), states.chunk(number), points, strict=True)
         losses = [
-            self.judge(part, point.noise / self.target.noise_scale, state, self.host_timesteps(point.sigma))
+            self.judge(part, point.noise / self.path.noise_scale, state, self.path.timesteps(point.sigma))
             for part, state, point in parts
         ]
         loss = torch.stack(losses).mean()
-        if torch.isfinite(loss):
-            self.backward(loss * joined.weight)
-        else:
-            print("SOAR: the loss of a correction point is not finite; the point is left out")
-        return loss.detach().nan_to_num(0.0, 0.0, 0.0)
-
-    def host_timesteps(self, sigma: Tensor) -> Tensor:
-        """Levels as the host's timesteps; exactly those of its grid where it has one."""
-        timesteps = 1000 * sigma.to(torch.float32)
-        return timesteps if self.grid is None else self.grid[(timesteps[:, None] - self.grid).abs().argmin(1)]
-
-    def snap(self, sigma: Tensor) -> Tensor:
-        return sigma if self.grid is None else self.host_timesteps(sigma) / 1000
+        self.backward(loss * joined.weight)
+        return loss.detach()
 
 
 class Correction(Host):
@@ -127,14 +93,23 @@ class Correction(Host):
         super().__init__(*args, **kwargs)
         self.soar = SOARConfig.from_dict(self.get_conf("soar", {}))
         check_settings(self, self.soar)
-        self._primary: dict[str, Any] | None = None
+        self._primary: tuple[dict[str, Any], Randomness] | None = None
         self._generator: torch.Generator | None = None
+        self._slope: float | None = None
+        self._diffusion: DiffusionPath | None = None
+        self._result: SOARResult | None = None
         self._rows: list[dict[str, float]] = []
-        self._uncorrected = 0
+        self._uncorrected = self._checked = 0
+
+    def before_dataset_load(self) -> None:
+        """The model is loaded, nothing is cached yet."""
+        check_model(self, self.soar)
+        super().before_dataset_load()
 
     def hook_before_train_loop(self) -> None:
-        check_model(self, self.soar)
-        print(self.soar.describe(self.train_config.gradient_checkpointing))
+        check_captions(self, self.soar)
+        for line in (self.soar.describe(self.train_config.gradient_checkpointing), *warnings(self, self.soar)):
+            print(line)
         super().hook_before_train_loop()
 
     def hook_train_loop(self, batch: Any) -> OrderedDict:
@@ -142,8 +117,8 @@ class Correction(Host):
         self._rows.clear()
         try:
             losses = super().hook_train_loop(batch)
-        finally:
-            self._primary = None  # it holds tensors
+        finally:  # they hold tensors
+            self._primary = self._result = None
         expected = len(batch) if isinstance(batch, list) else 1
         if self.soar.at_step(self.step_num).num_corrections and len(self._rows) < expected:
             self._uncorrected += expected - len(self._rows)
@@ -152,11 +127,21 @@ class Correction(Host):
             losses[key] = sum(row[key] for row in self._rows) / len(self._rows)
         return losses
 
+    def train_single_accumulation(self, batch: Any) -> Tensor:
+        """The host's training on one batch. When it returns the host has waited for the loss, and SOAR's numbers are there."""
+        loss = super().train_single_accumulation(batch)
+        result, self._result = self._result, None
+        if result is not None:
+            self._read(result)
+        return loss
+
     def predict_noise(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not kwargs.get("is_primary_pred"):
+            return super().predict_noise(*args, **kwargs)
+        randomness = Randomness(self.device_torch)
         prediction = super().predict_noise(*args, **kwargs)
-        if kwargs.get("is_primary_pred"):
-            own = ("noisy_latents", "timesteps", "is_primary_pred")
-            self._primary = {key: value for key, value in kwargs.items() if key not in own}
+        own = ("noisy_latents", "timesteps", "is_primary_pred")
+        self._primary = {key: value for key, value in kwargs.items() if key not in own}, randomness
         return prediction
 
     def calculate_loss(
@@ -171,43 +156,59 @@ class Correction(Host):
         **kwargs: Any,
     ) -> Tensor:
         host_loss = super().calculate_loss
+        as_predicted = dict(vars(batch))  # some losses change what the batch holds, the sound's target for one
         base_loss = host_loss(noise_pred, noise, noisy_latents, timesteps, batch, mask_multiplier, prior_pred, **kwargs)
         primary, self._primary = self._primary, None
         config = self.soar.at_step(self.step_num)
         if config.num_corrections == 0:
             return base_loss
-        if primary is None or not torch.isfinite(base_loss) or self._prior_is_target(prior_pred):
+        if primary is None or self._prior_is_target(prior_pred):
             return base_loss  # plain training of this batch, which hook_train_loop counts and reports
+
+        condition, randomness = primary
+
+        def predict(states: Tensor, levels: Tensor, embeds: Any) -> Tensor:
+            """The host's prediction under the base prediction's circumstances: the batch's fields, what is drawn on the way."""
+            vars(batch).update({**as_predicted, "audio_pred": None})
+            randomness.rewind()
+            return self.predict_noise(noisy_latents=states, timesteps=levels, conditional_embeds=embeds, **condition)
 
         step = HostStep(
             x0=batch.latents.to(noisy_latents.device),
             noisy_latents=noisy_latents,
             timesteps=timesteps,
-            target=Target.of(self.sd, batch, timesteps),
-            embeds=primary.pop("conditional_embeds"),
+            path=self._path(batch, timesteps),
+            embeds=condition.pop("conditional_embeds"),
             unconditional_embeds=self.unconditional_embeds,
-            predict=lambda states, levels, embeds: self.predict_noise(
-                noisy_latents=states, timesteps=levels, conditional_embeds=embeds, **primary
-            ),
+            predict=predict,
             judge=lambda prediction, noise, states, levels: host_loss(
                 prediction, noise, states, levels, batch, mask_multiplier, None, **kwargs
             ),
             backward=lambda loss: self.accelerator.backward(loss * self._regularisation(batch)),
-            grid=self._grid(),
         )
-        base = TrainingPoint(widen(step.z), step.sigma, widen(noise) * step.target.noise_scale, config.base_weight)
+        base = TrainingPoint(widen(step.z), step.sigma, widen(noise) * step.path.noise_scale, config.base_weight)
         self._check_on_path(base, step.x0)
-        v_cond = step.target.velocity(noise_pred.detach(), step.z, step.sigma)
-        logs = dict(self.additional_logs)  # the points' losses overwrite what the base loss logged
+        v_cond = step.path.velocity(noise_pred.detach(), step.z, step.sigma)
+        logs, as_judged = dict(self.additional_logs), dict(vars(batch))  # the points overwrite what the base loss left
         step.backward(base_loss * base.weight)
-        result = correct(
-            base, base_loss.detach(), v_cond, step.x0, config, step.train_on, step.predict_uncond,
-            self._own_generator(), step.snap, self._shift(),
-        )  # fmt: skip
+        with randomness.kept():
+            self._result = correct(
+                base, base_loss.detach(), v_cond, step.x0, config, step.train_on, step.predict_uncond,
+                self._own_generator(), step.path.usable, self._shift(),
+            )  # fmt: skip
         self.additional_logs = logs
-        row = {key: value.item() for key, value in vars(result).items() if key != "total"}
-        self._rows.append({**row, "base_weight": base.weight})
-        return result.total.detach().requires_grad_(True)
+        vars(batch).update(as_judged)
+        return self._result.total.detach().requires_grad_(True)
+
+    def _read(self, result: SOARResult) -> None:
+        """One transfer for all of a batch's numbers."""
+        values = torch.stack([value.float() for value in vars(result).values()]).tolist()
+        row = dict(zip(vars(result), values, strict=True))
+        if math.isfinite(row.pop("total")):
+            self._rows.append({**row, "base_weight": self.soar.base_weight})
+        else:  # as the host does with a loss that is not finite: it trains nothing
+            print("SOAR: a loss is not finite; what this step had gathered is left out")
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _regularisation(self, batch: Any) -> float:
         """The multiplier that the host puts on a batch's loss for its regularisation pictures."""
@@ -220,14 +221,40 @@ class Correction(Host):
 
     def _check_on_path(self, base: TrainingPoint, x0: Tensor) -> None:
         """A state off the straight line means that a setting changed it in a way that SOAR does not know."""
-        if self.train_config.timestep_type == "next_sample":
-            return  # the host's state is then one step of the model off the line, on purpose
+        if self._checked == CHECKED_BATCHES or self.train_config.timestep_type == "next_sample":
+            return  # the latter's state is one step of the model off the line, on purpose
+        self._checked += 1
         distance = (base.z - interpolate(x0, base.noise, base.sigma)).square().mean().sqrt()
         if distance > 0.02 * base.noise.square().mean().sqrt():
             raise ConfigError(
                 f"the training state is not the mixture of latent and noise that its level says (distance {distance:.3f}): a "
                 "setting of train or datasets changes it. Remove what scales noise or latents, or use type: diffusion_trainer."
             )
+
+    def _path(self, batch: Any, timesteps: Tensor) -> HostPath:
+        if not self.sd.is_flow_matching:
+            if self._diffusion is None:
+                alphas_cumprod = self.sd.noise_scheduler.alphas_cumprod.to(timesteps.device)
+                self._diffusion = DiffusionPath(alphas_cumprod, self.sd.prediction_type)
+            return self._diffusion
+        if self._slope is None:
+            self._slope = FlowPath.slope_of(self.sd, batch, timesteps)
+        return FlowPath(self._slope, self._grid(), *self._stage())
+
+    def _grid(self) -> Tensor | None:
+        if sees_whole_timesteps(self.sd.arch):
+            return torch.arange(1.0, 1001.0, device=self.device_torch)
+        if not needs_grid(self.train_config):
+            return None
+        return self.sd.noise_scheduler.timesteps.to(self.device_torch, torch.float32)
+
+    def _stage(self) -> tuple[float, float]:
+        """The levels of the expert that this step trains; the model takes it for levels above its boundary."""
+        if not getattr(self.sd, "is_multistage", False):
+            return 0.0, 1.0
+        ends = [1.0, *self.sd.multistage_boundaries]
+        highest, boundary = ends[self.current_boundary_index : self.current_boundary_index + 2]
+        return boundary + 1e-4 if boundary > 0 else 0.0, highest
 
     def _own_generator(self) -> torch.Generator:
         """SOAR's draws have a stream of their own, so that the host draws what it would draw in plain training."""
@@ -238,16 +265,38 @@ class Correction(Host):
     def _shift(self) -> float:
         return float(self.sd.noise_scheduler.config.get("shift", 1.0))
 
-    def _grid(self) -> Tensor | None:
-        if not needs_grid(self.train_config):
-            return None
-        return self.sd.noise_scheduler.timesteps.to(self.device_torch, torch.float32)
+
+class Randomness:
+    """Torch's generators as they are now, to be drawn from again: some models draw their conditioning in every prediction."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = [device] if device.type == "cuda" else []
+        self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._cuda)]
+
+    def rewind(self) -> None:
+        torch.set_rng_state(self._states[0])
+        for device, state in zip(self._cuda, self._states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever is drawn inside, the host goes on where it was."""
+        with torch.random.fork_rng(self._cuda):
+            yield
 
 
 def repeat_embeds(embeds: Any, number: int) -> Any:
     """The host's prompt embeddings, `number` times one after the other."""
     if number == 1:
         return embeds
+    features = getattr(embeds, "text_embeds", None)
+    if isinstance(features, (list, tuple)) and features[0].ndim > 2:
+        # HiDream's: a tensor for each encoder, (B, L, D) and (layers, B, L, D), which the host's own way would put in a row
+        repeated = embeds.clone()
+        repeated.text_embeds = [torch.cat([each] * number, dim=-3) for each in features]
+        if repeated.pooled_embeds is not None:
+            repeated.pooled_embeds = torch.cat([repeated.pooled_embeds] * number)
+        return repeated
     from toolkit.prompt_utils import concat_prompt_embeds
 
     return concat_prompt_embeds([embeds] * number)

@@ -1,16 +1,12 @@
-"""Tiny random pipelines of the families that AI Toolkit trains, in diffusers' folders; seeds are fixed.
-
-`python tests/tiny_models.py ARCH FOLDER` writes one.
-"""
-
-import sys
-from pathlib import Path
+"""Tiny random pipelines of the families that diffusers knows by a pipeline of its own; and the pieces that others share."""
 
 import diffusers
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from . import Tiny
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -172,15 +168,8 @@ def wan21():
     )  # fmt: skip
 
 
-MAKERS = {"flux": flux, "sd3": sd3, "zimage": zimage, "qwen_image": qwen_image, "lumina2": lumina2, "wan21": wan21}
-
-
-def write(arch, folder):
-    """Writes the pipeline of an architecture in AI Toolkit's name for it; weights from seed 0."""
-    torch.manual_seed(0)
-    MAKERS[arch]().save_pretrained(folder)
-    return Path(folder)
-
-
-if __name__ == "__main__":
-    write(sys.argv[1], sys.argv[2])
+PIPELINES = {"flux": flux, "sd3": sd3, "zimage": zimage, "qwen_image": qwen_image, "lumina2": lumina2, "wan21": wan21}
+MODELS = {
+    **{arch: Tiny(lambda folder, make=make: make().save_pretrained(folder)) for arch, make in PIPELINES.items()},
+    "flux_kontext": Tiny(lambda folder: flux().save_pretrained(folder), data="controls"),
+}
