@@ -18,7 +18,8 @@ import yaml
 
 from soarflow.engine.job import read_job
 from soarflow.engine.training import Run
-from soarflow.tinyscenes.demo import job_document, write_clean_set
+from soarflow.tinyscenes.demo import job_document
+from soarflow.tinyscenes.scenes import write_clean_set
 
 HERE = Path(__file__).parent
 

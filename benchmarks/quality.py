@@ -42,10 +42,10 @@ from soarflow.objective import soar_backward
 from soarflow.probe import exposure_bias
 from soarflow.tinyscenes.benchmark import CAPTION_SEED
 from soarflow.tinyscenes.captions import CATEGORIES, Caption, draw_captions
-from soarflow.tinyscenes.demo import job_document, write_clean_set
+from soarflow.tinyscenes.demo import job_document
 from soarflow.tinyscenes.evaluator import evaluate_image
 from soarflow.tinyscenes.pretrain import pixels_of
-from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render
+from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render, write_clean_set
 
 HERE = Path(__file__).parent
 OBJECTIVES = {

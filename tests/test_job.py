@@ -105,3 +105,23 @@ def test_the_error_of_another_sample_needs_a_batch_that_holds_one(document, writ
     change(document, ("train", "batch_size"), 1)
     with pytest.raises(ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"):
         read_job(write_job(document))
+
+
+def test_keys_of_the_host_that_change_nothing_are_taken(document, write_job):
+    process = document["config"]["process"][0]
+    process["performance_log_every"] = 10
+    process["datasets"][0].update(num_workers=0, prefetch_factor=4)
+    assert read_job(write_job(document)).datasets[0].folder_path == process["datasets"][0]["folder_path"]
+
+
+def test_relative_paths_start_where_the_data_lie(document, write_job, tmp_path, monkeypatch):
+    """Beside the job file; or in the current folder, as AI Toolkit's do."""
+    process = document["config"]["process"][0]
+    process["datasets"][0]["folder_path"], process["training_folder"] = "pictures", "output"
+    here = tmp_path / "here"
+    (here / "pictures").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    file = write_job(document)
+    assert read_job(file).training_folder == here / "output"
+    (file.parent / "pictures").mkdir()
+    assert read_job(file).training_folder == file.parent / "output"

@@ -28,8 +28,8 @@ RELIES_ON = {
 }  # fmt: skip
 """The methods of the host's trainer that are extended or called, with the parameters that are used."""
 
-DIFFUSION_ARCHS = ("sd1", "sd2", "sdxl", "ssd", "vega", "pixart", "pixart_sigma")
-"""Architectures that the host can train as they were trained: to predict epsilon, with `noise_scheduler: ddpm`."""
+FLOW_ARCHS = ("flux", "flex1", "sd3", "lumina2", "auraflow")
+"""Of the architectures of the host's old model class those that are trained by flow matching; the rest predicts epsilon."""
 
 WHOLE_TIMESTEPS = ("ace_step",)
 """Architectures, by the beginning of their names, that cut a timestep off to a whole number before the network sees it."""
@@ -122,7 +122,7 @@ def check_settings(trainer: Any, soar: SOARConfig) -> None:
         if getattr(trainer, attribute, None) is not None:
             _refuse(section, "one", SHARED_GRAPH, "Leave the section out, or train with type: diffusion_trainer.")
     arch = architecture(model)
-    if kind == "diffusion" and arch not in DIFFUSION_ARCHS:
+    if kind == "diffusion" and (arch in FLOW_ARCHS or _predict_method(model) is not None):
         _refuse("train.noise_scheduler", train.noise_scheduler, f"model.arch {arch} is trained by flow matching",
                 "Set it to flowmatch.")  # fmt: skip
     soar.check_batch_size(train.batch_size)
@@ -228,10 +228,15 @@ def _check_joined_points(trainer: Any, arch: str, datasets: list, soar: SOARConf
 
 
 def _reads_batch(model: Any) -> bool:
+    predict = _predict_method(model)
+    return predict is not None and "batch" in inspect.signature(predict).parameters
+
+
+def _predict_method(model: Any) -> Callable | None:
+    """An architecture's own prediction; None where it is one of the old class that holds Stable Diffusion and a few more."""
     from toolkit.util.get_model import get_model_class
 
-    predict = getattr(get_model_class(model), "get_noise_prediction", None)
-    return predict is not None and "batch" in inspect.signature(predict).parameters
+    return getattr(get_model_class(model), "get_noise_prediction", None)
 
 
 def _ignores_captions(train: Any, datasets: list) -> bool:

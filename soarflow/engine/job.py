@@ -17,6 +17,11 @@ import yaml
 from ..config import ConfigError, SOARConfig
 
 TRAINERS = ("SOARTrainer", "diffusion_trainer")
+CHANGES_NOTHING = {
+    "": ("performance_log_every", "sqlite_db_path"),
+    "datasets": ("num_workers", "prefetch_factor", "cache_latents", "cache_latents_num_workers"),
+}
+"""Keys by which AI Toolkit is told how to go about it, and not what to do: taken, whatever they say."""
 
 
 def one_of(*choices: str | bool, default: Any = MISSING) -> Any:
@@ -138,7 +143,10 @@ class Job:
 
 
 def read_job(path: Path) -> Job:
-    """Reads and checks a job file; relative paths in it are relative to it. Raises ConfigError, one sentence."""
+    """Reads and checks a job file. Raises ConfigError, one sentence.
+
+    Relative paths in it start at its folder; or, as in AI Toolkit, at the current one, where its data sets lie there.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -158,7 +166,14 @@ def read_job(path: Path) -> Job:
     name = config.get("name")
     if not isinstance(name, str) or not name or name != Path(name).name or name in (".", ".."):
         raise ConfigError(f"config.name must be a name for the output folder, without slashes, got {name!r}.")
-    return _job(process, name, path.resolve().parent)
+    return _job(process, name, _start_of_paths(process, path.resolve().parent))
+
+
+def _start_of_paths(process: Mapping, beside: Path) -> Path:
+    datasets = process.get("datasets")
+    folders = [each.get("folder_path") for each in datasets if isinstance(each, Mapping)] if isinstance(datasets, list) else []
+    here = bool(folders) and all(isinstance(folder, str) and Path(folder).is_dir() for folder in folders)
+    return Path.cwd() if here and not (beside / folders[0]).is_dir() else beside
 
 
 def _job(process: Mapping, name: str, root: Path) -> Job:
@@ -195,6 +210,7 @@ def _job(process: Mapping, name: str, root: Path) -> Job:
 def _section(cls: type, settings: Mapping, where: str) -> Any:
     """Builds a section's dataclass, each value checked against its field."""
     known = {each.name: each for each in fields(cls)}
+    settings = {key: value for key, value in settings.items() if key not in CHANGES_NOTHING.get(where.partition("[")[0], ())}
     _refuse_unknown(settings, known, where)
     hints = typing.get_type_hints(cls)
     for each in known.values():

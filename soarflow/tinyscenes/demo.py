@@ -16,15 +16,9 @@ from ..engine.job import read_job
 from ..engine.sampling import grid
 from ..engine.training import train
 from .benchmark import Benchmark, benchmark, table
-from .scenes import draw_scenes, write_folder
+from .scenes import CLEAN_NUMBER, write_clean_set
 
-CLEAN_SEED, CLEAN_NUMBER = 21, 256
 TRAINERS = {"SFT": "diffusion_trainer", "SOAR": "SOARTrainer"}
-
-
-def write_clean_set(folder: Path) -> None:
-    """The small clean set that every post-training of the bundled model uses: 256 true captions, tidy layouts."""
-    write_folder(folder, draw_scenes(CLEAN_SEED, CLEAN_NUMBER))
 
 
 def job_document(name: str, kind: str, steps: int) -> dict:

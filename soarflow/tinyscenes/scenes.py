@@ -18,6 +18,7 @@ PALETTE = {
     "yellow": (245, 200, 25),
     "black": (30, 30, 35),
 }
+CLEAN_SEED, CLEAN_NUMBER = 21, 256
 _SUPERSAMPLING = 4
 _ATTEMPTS = 400
 
@@ -170,3 +171,8 @@ def write_folder(folder: Path, scenes: list[Scene]) -> None:
     for number, scene in enumerate(scenes):
         render(scene.things).save(folder / f"{number:04d}.png")
         (folder / f"{number:04d}.txt").write_text(str(scene.caption) + "\n", encoding="utf-8")
+
+
+def write_clean_set(folder: Path) -> None:
+    """The small clean set that every post-training of the bundled model uses: 256 true captions, tidy layouts."""
+    write_folder(folder, draw_scenes(CLEAN_SEED, CLEAN_NUMBER))

@@ -88,7 +88,7 @@ def check_diffusion_step(calls, soar=SOAR):
     """
     config = SOARConfig.from_dict(soar)
     primary, unconditional, points, judgements = parts(calls)
-    alphas = stable_diffusion_schedule()
+    alphas = primary["alphas_cumprod"].double()
 
     def straight(state, timesteps):
         alpha, s = (value[timesteps.long()].reshape(-1, 1, 1, 1) for value in (alphas.sqrt(), (1 - alphas).sqrt()))
@@ -117,11 +117,6 @@ def check_diffusion_step(calls, soar=SOAR):
         assert_close(state, renoise(z_off, sigma_next, level, noise), **TIGHT)
         expected = effective_noise(state, level, x0)
         assert_close(judged["noise"].double(), expected, atol=1e-5 / level.min().item(), rtol=1e-5)
-
-
-def stable_diffusion_schedule():
-    """Stable Diffusion's alphas_cumprod: betas from 0.00085 to 0.012, evenly in their square roots."""
-    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
 
 
 def check_conditioning(calls):

@@ -9,7 +9,8 @@ itself through the host's own run.py. It answers `{"code": ...}` on standard out
 
 RECORD gets what the trainer was asked for, a list of events, by torch.save. `arch` names a tiny model whose hard-coded sizes
 are to be shrunk (tiny/). Flags: `joint`: the losses of a step wait for its last and are back-propagated as one sum;
-`perfect`: the network answers with its target under the step's own noise, as a model that has nothing left to learn;
+`perfect`: from the third step on the network answers with its target under the step's own noise, as a model that has nothing
+left to learn;
 `oom`: the first step's second point runs out of memory; `stop`: an interrupt after the second step; `waits`: calls of ours
 that would wait for a device are recorded; `unrecorded`: the host as it is.
 """
@@ -106,6 +107,7 @@ def prediction(trainer, arguments):
         "state": copy_of(arguments["noisy_latents"]), "timesteps": copy_of(arguments["timesteps"]),
         "primary": bool(arguments.get("is_primary_pred")), "grad": torch.is_grad_enabled(),
         "text": text_of(arguments["conditional_embeds"]),
+        "alphas_cumprod": copy_of(getattr(trainer.sd.noise_scheduler, "alphas_cumprod", None)),
     }  # fmt: skip
 
 
@@ -184,7 +186,7 @@ def join_backwards(trainer_class):
 
 
 def answer_perfectly(trainer_class):
-    """The network's answer becomes the architecture's own target under the noise that the step drew, at every state."""
+    """From the third step on the network's answer is the architecture's own target under the step's noise, at every state."""
     make, predict = trainer_class.process_general_training_batch, trainer_class.predict_noise
 
     @functools.wraps(make)
@@ -196,6 +198,8 @@ def answer_perfectly(trainer_class):
     @functools.wraps(predict)
     def predict_noise(self, *args, **kwargs):
         output, batch = predict(self, *args, **kwargs), kwargs["batch"]
+        if self.step_num < 2:
+            return output
         noise = self.drawn_noise.to(output)
         if hasattr(self.sd, "get_loss_target"):
             target = self.sd.get_loss_target(noise=noise, batch=batch, timesteps=kwargs["timesteps"])

@@ -8,24 +8,21 @@ from .tiny import MODELS
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_architecture_trains_with_soar(job, name):
-    outcome = job(tiny=name, steps=3)
+def test_an_architecture_trains_with_soar_and_a_perfect_one_has_nothing_to_correct(job, name):
+    """Two steps of the tiny model, then two in which its network answers perfectly: a wrong sign, scale, level or channel shows."""
+    outcome = job(tiny=name, steps=4, flags=("perfect",))
     parts = outcome.micro_steps()
-    assert len(parts) == 3
-    for calls in parts:
+    assert len(parts) == 4
+    for index, calls in enumerate(parts):
         formulas.check(calls, MODELS[name])
         formulas.check_conditioning(calls)
+        if index >= 2:
+            formulas.check_perfect(calls)
     for step in outcome.steps():
         assert {"base", "correction", "step_size", "correction_size", "sigma_aux", "base_weight"} <= step.losses.keys()
         assert "uncorrected_batches" not in step.losses
     assert "compute per step" in outcome.log
     assert all(torch.isfinite(value).all() for value in outcome.weights().values())
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_perfect_model_has_nothing_to_correct(job, name):
-    for calls in job(tiny=name, flags=("perfect",)).micro_steps():
-        formulas.check_perfect(calls)
 
 
 def test_both_experts_are_trained_each_at_its_own_levels(job):

@@ -1,7 +1,7 @@
 """A quick look at one tiny model in AI Toolkit: `python -m tests.ai_toolkit.try_model NAME [NAME ...] [--plain]`.
 
-Each is trained by `diffusion_trainer` (`--plain`: that alone), by SOARTrainer, checked against the formulas, and by SOARTrainer
-with a perfect model. AI_TOOLKIT_ROOT and AI_TOOLKIT_PYTHON must be set.
+Each is trained by `diffusion_trainer` (`--plain`: that alone) and by SOARTrainer, checked against the formulas and, for its
+last steps, as a perfect model. AI_TOOLKIT_ROOT and AI_TOOLKIT_PYTHON must be set.
 """
 
 import argparse
@@ -23,12 +23,12 @@ def look(host, folder, name, plain_only):
     print(f"{name}: plain training runs; state {tuple(outputs[0].shape)}, prediction's spread {outputs[0].std():.2g}")
     if plain_only:
         return
-    for calls in host.run(folder, "soar", name).micro_steps():
+    for index, calls in enumerate(host.run(folder, "soar", name, flags=("perfect",), steps=4).micro_steps()):
         formulas.check(calls, MODELS[name])
-    print(f"{name}: SOAR holds to the formulas")
-    for calls in host.run(folder, "perfect", name, flags=("perfect",)).micro_steps():
-        formulas.check_perfect(calls)
-    print(f"{name}: a perfect model has nothing to correct")
+        formulas.check_conditioning(calls)
+        if index >= 2:
+            formulas.check_perfect(calls)
+    print(f"{name}: SOAR holds to the formulas, and a perfect model has nothing to correct")
 
 
 def main():

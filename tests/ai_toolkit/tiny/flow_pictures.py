@@ -30,6 +30,14 @@ def randomise(module, spread=0.2):
     return module
 
 
+def louder(module):
+    """Weights that keep a signal's size from layer to layer: under PyTorch's own it shrinks, and the prompt would not be seen."""
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.kaiming_normal_(parameter)
+    return module
+
+
 def save_parts(folder, **parts):
     for name, part in parts.items():
         part.save_pretrained(folder / name)
@@ -67,16 +75,15 @@ def write_f_lite(folder):
 
 
 def write_omnigen2(folder):
-    """Positions run over the text and then over the pictures."""
+    """The chat template has the prompt alone: the host applies it twice, and a byte a token only 256 bytes are read."""
     transformer = host("omnigen2").OmniGen2Transformer2DModel(
         hidden_size=32, num_layers=1, num_refiner_layers=1, num_attention_heads=2, num_kv_heads=1, multiple_of=8,
         axes_dim_rope=(4, 6, 6), axes_lens=(512, 512, 512), text_feat_dim=32,
     )  # fmt: skip
     tokenizer = chat_tokenizer(transformers.Qwen2TokenizerFast, QWEN_VL)
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}<|im_end|>"
     processor = transformers.CLIPProcessor(transformers.CLIPImageProcessor(), tokenizer)
-    save_parts(
-        folder, transformer=randomise(transformer), processor=processor, mllm=qwen_image().text_encoder, vae=image_vae()
-    )
+    save_parts(folder, transformer=randomise(transformer), processor=processor, mllm=qwen_image().text_encoder, vae=image_vae())
 
 
 def write_cogview4(folder):
@@ -151,7 +158,7 @@ def write_l2p(folder):
     module = host("z_image.z_image_l2p_model")
     sizes = {**module.ZIMAGE_DEFAULT_CONFIG, "in_channels": 3, "all_patch_size": [16]}
     transformer = module.ZImageTransformer2DModel(**{key: size for key, size in sizes.items() if not key.startswith("_")})
-    save_file(randomise(transformer).state_dict(), folder / "l2p.safetensors")
+    save_file(louder(randomise(transformer)).state_dict(), folder / "l2p.safetensors")
     tokenizer, encoder = qwen3()
     save_parts(folder, tokenizer=tokenizer, text_encoder=encoder)
 
@@ -172,7 +179,7 @@ def auraflow():
         sample_size=8, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, caption_projection_dim=32, pos_embed_max_size=64,
     )  # fmt: skip
-    return diffusers.AuraFlowPipeline(tokenizer, encoder, image_vae(4), transformer, scheduler())
+    return diffusers.AuraFlowPipeline(tokenizer, encoder, image_vae(4), louder(transformer), scheduler())
 
 
 FILE = {"extras_name_or_path": "{folder}"}
