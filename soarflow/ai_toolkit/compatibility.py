@@ -217,7 +217,8 @@ def _check_joined_points(trainer: Any, arch: str, datasets: list, soar: SOARConf
         "train.do_cfg, whose negative prompts": any((trainer.train_config.do_cfg, trainer.train_config.do_random_cfg)),
         f"model.arch {arch}, which": arch == "auraflow",
         f"model.arch {arch}, whose predictions read the batch and": _reads_batch(trainer.model_config),
-        "control pictures, which": any(getattr(dataset, "control_path", None) for dataset in datasets),
+        f"control pictures and model.arch {arch}, whose references": arch == "omnigen2"
+        and any(dataset.control_path for dataset in datasets),
     }
     for what, holds in reasons.items():
         if holds:

@@ -171,9 +171,10 @@ def read_job(path: Path) -> Job:
 
 def _start_of_paths(process: Mapping, beside: Path) -> Path:
     datasets = process.get("datasets")
-    folders = [each.get("folder_path") for each in datasets if isinstance(each, Mapping)] if isinstance(datasets, list) else []
-    here = bool(folders) and all(isinstance(folder, str) and Path(folder).is_dir() for folder in folders)
-    return Path.cwd() if here and not (beside / folders[0]).is_dir() else beside
+    sections = [each for each in datasets if isinstance(each, Mapping)] if isinstance(datasets, list) else []
+    folders = [str(each.get("folder_path")) for each in sections]
+    lie_here = any(folders) and all(Path(folder).is_dir() and not (beside / folder).is_dir() for folder in folders)
+    return Path.cwd() if lie_here else beside
 
 
 def _job(process: Mapping, name: str, root: Path) -> Job:

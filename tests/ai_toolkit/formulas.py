@@ -119,11 +119,14 @@ def check_diffusion_step(calls, soar=SOAR):
         assert_close(judged["noise"].double(), expected, atol=1e-5 / level.min().item(), rtol=1e-5)
 
 
-def check_conditioning(calls):
+def check_conditioning(calls, tiny):
     """The unconditional prediction gives the network the primary one's own input: conditioning that is drawn on the way too."""
     primary, unconditional, *_ = parts(calls)
+    if tiny.opaque:
+        return
     for call in unconditional:
-        assert torch.equal(call["network"][0], primary["network"][0])
+        pairs = zip(call["network"], primary["network"], strict=True)
+        assert any(theirs.numel() >= primary["output"].numel() and torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 def check_sound(judged, base):

@@ -9,13 +9,13 @@ from .tiny import MODELS
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_architecture_trains_with_soar_and_a_perfect_one_has_nothing_to_correct(job, name):
-    """Two steps of the tiny model, then two in which its network answers perfectly: a wrong sign, scale, level or channel shows."""
+    """Two steps of the tiny model, then two whose network answers perfectly: a wrong sign, scale, level or channel shows."""
     outcome = job(tiny=name, steps=4, flags=("perfect",))
     parts = outcome.micro_steps()
     assert len(parts) == 4
     for index, calls in enumerate(parts):
         formulas.check(calls, MODELS[name])
-        formulas.check_conditioning(calls)
+        formulas.check_conditioning(calls, MODELS[name])
         if index >= 2:
             formulas.check_perfect(calls)
     for step in outcome.steps():
@@ -30,7 +30,7 @@ def test_both_experts_are_trained_each_at_its_own_levels(job):
     assert sorted(experts) == ["transformer_1"] * 2 + ["transformer_2"] * 2
 
 
-JOINED = ("flux", "flux_kontext", "zimage", "hidream", "anima", "lumina2")
+JOINED = ("flux", "flux_kontext", "qwen_image_edit", "zimage", "hidream", "anima", "lumina2", "sd1", "sdxl")
 
 
 @pytest.mark.parametrize("name", JOINED)
@@ -41,7 +41,7 @@ def test_points_that_share_a_forward_train_the_same(job, name):
         torch.testing.assert_close(apart.weights()[key], value, atol=2e-6, rtol=1e-4)
 
 
-READS_BATCH = ("flux2_klein_4b", "omnigen2 control", "wan22_5b", "qwen_image_edit")
+READS_BATCH = ("flux2_klein_4b", "omnigen2 control", "wan22_5b", "auraflow")
 
 
 @pytest.mark.parametrize("name", READS_BATCH)

@@ -25,7 +25,7 @@ def look(host, folder, name, plain_only):
         return
     for index, calls in enumerate(host.run(folder, "soar", name, flags=("perfect",), steps=4).micro_steps()):
         formulas.check(calls, MODELS[name])
-        formulas.check_conditioning(calls)
+        formulas.check_conditioning(calls, MODELS[name])
         if index >= 2:
             formulas.check_perfect(calls)
     print(f"{name}: SOAR holds to the formulas, and a perfect model has nothing to correct")

@@ -30,6 +30,8 @@ class Tiny:
     """`pictures`, `controls` (each picture with a control picture), `videos` (5 frames), `videos with sound`, `sounds`."""
     slope: float | None = 1.0
     """How the target depends on the noise: 1: noise - x0; -1: x0 - noise; 8: 8 noise - x0; 0: x0. None: epsilon."""
+    opaque: bool = False
+    """Whether the network's input cannot be looked at alone: text and state are one sequence, or it is not one module."""
     rename: str | None = None
     """The host's name of the architecture, where several entries share one."""
     in_host: Callable[[], Any] = lambda: None

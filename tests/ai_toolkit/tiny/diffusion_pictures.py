@@ -196,7 +196,7 @@ MODELS = {
     "vega": Tiny(saved(sdxl), rename="sdxl", model={"is_vega": True}, **DDPM),
     "sd1 flowmatch": Tiny(saved(stable_diffusion), rename="sd1"),
     "sdxl flowmatch": Tiny(saved(sdxl), rename="sdxl"),
-    "ideogram4": Tiny(write_ideogram, in_host=shrink_ideogram, model=IDEOGRAM),
+    "ideogram4": Tiny(write_ideogram, opaque=True, in_host=shrink_ideogram, model=IDEOGRAM),
     "boogu_image": Tiny(write_boogu),
     # The host encodes a caption with its one control picture for one picture at a time, unless text is cached.
     "boogu_image_edit": Tiny(write_boogu, data="controls", train=ONE),

@@ -31,10 +31,10 @@ def randomise(module, spread=0.2):
 
 
 def louder(module):
-    """Weights that keep a signal's size from layer to layer: under PyTorch's own it shrinks, and the prompt would not be seen."""
+    """Weights that keep a signal's size: under PyTorch's own it shrinks layer by layer, until the prompt does nothing."""
     for parameter in module.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.kaiming_normal_(parameter)
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="linear")
     return module
 
 

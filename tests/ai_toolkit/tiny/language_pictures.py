@@ -314,7 +314,7 @@ def klein(size, data="pictures"):
 
 MODELS = {
     "hidream": Tiny(hidream_i1, **HIDREAM),
-    "hidream_o1": Tiny(hidream_o1, slope=8.0, in_host=small_o1),
+    "hidream_o1": Tiny(hidream_o1, slope=8.0, in_host=small_o1, opaque=True),
     "qwen_image_edit": Tiny(qwen_image_edit, data="controls"),
     # the host encodes all of a batch's prompts with each picture's control: twice too many with two pictures
     "qwen_image_edit_plus": Tiny(
@@ -325,7 +325,7 @@ MODELS = {
     "flux2_klein_9b": klein("9B"),
     "flux2": Tiny(flux2, in_host=small_flux2),
     "hidream_e1": Tiny(hidream_e1, **HIDREAM, data="controls"),
-    "anima": Tiny(anima),
+    "anima": Tiny(anima, opaque=True),
     "krea2": Tiny(krea2, {"model_kwargs": KREA2}),
     "krea2 edit": Tiny(krea2, {"model_kwargs": {**KREA2, "edit": True}}, data="controls", rename="krea2"),
     "ernie_image": Tiny(ernie_image),
