@@ -12,7 +12,8 @@ are to be shrunk (tiny/). Flags: `joint`: the losses of a step wait for its last
 `perfect`: from the third step on the network answers with its target under the step's own noise, as a model that has nothing
 left to learn;
 `oom`: the first step's second point runs out of memory; `stop`: an interrupt after the second step; `waits`: calls of ours
-that would wait for a device are recorded; `unrecorded`: the host as it is.
+that would wait for a device are recorded; `watched`: memory and open files after each step; `timed`: processor time of steps
+and predictions; `unrecorded`: nothing but what other flags ask for.
 """
 
 import functools
@@ -23,6 +24,7 @@ import json
 import os
 import runpy
 import sys
+import time
 import traceback
 import types
 from pathlib import Path
@@ -259,8 +261,44 @@ def count_calls(name):
     setattr(torch.Tensor, name, call)
 
 
+def watch(trainer_class):
+    """After each step: the process's open files and its memory."""
+    original = trainer_class.hook_train_loop
+
+    @functools.wraps(original)
+    def hook_train_loop(self, batch):
+        losses = original(self, batch)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        files = len(os.listdir("/proc/self/fd"))
+        EVENTS.append({"call": "watch", "files": files, "megabytes": pages * os.sysconf("SC_PAGESIZE") / 2**20})
+        return losses
+
+    trainer_class.hook_train_loop = hook_train_loop
+
+
+def time_calls(trainer_class):
+    """Processor time of each step and of each prediction in it that needs no gradient."""
+    for name in ("hook_train_loop", "predict_noise"):
+        time_method(trainer_class, name)
+
+
+def time_method(owner, name):
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def method(*args, **kwargs):
+        began = time.process_time()
+        output = original(*args, **kwargs)
+        seconds = time.process_time() - began
+        EVENTS.append({"call": f"timed {name}", "seconds": seconds, "grad": torch.is_grad_enabled()})
+        return output
+
+    setattr(owner, name, method)
+
+
 FLAGS = {
     "joint": join_backwards, "perfect": answer_perfectly, "oom": run_out_of_memory, "stop": interrupt, "waits": count_waits,
+    "watched": watch, "timed": time_calls, "unrecorded": lambda trainer_class: None,
 }  # fmt: skip
 
 
@@ -277,33 +315,32 @@ def import_host(root):
 
 def run_job(request):
     """The host's own run.py, with its trainer recorded."""
+    from extensions_built_in.sd_trainer.SDTrainer import SDTrainer
+
     from ai_toolkit.tiny import MODELS
 
     MODELS[request["arch"]].in_host()
+    for flag in request["flags"]:
+        FLAGS[flag](SDTrainer)
+    if "unrecorded" not in request["flags"]:
+        record_trainer(SDTrainer)
     sys.argv = ["run.py", request["job"]]
-    if "unrecorded" in request["flags"]:
-        runpy.run_path("run.py", run_name="__main__")
-        return
-    record_trainer(request["flags"])
     try:
         runpy.run_path("run.py", run_name="__main__")
     finally:
         torch.save(EVENTS, request["record"])
 
 
-def record_trainer(flags):
-    from extensions_built_in.sd_trainer.SDTrainer import SDTrainer
+def record_trainer(trainer_class):
     from toolkit.models.base_model import BaseModel
     from toolkit.stable_diffusion_model import StableDiffusion
 
-    for flag in flags:
-        FLAGS[flag](SDTrainer)
     record_network_inputs(BaseModel, StableDiffusion)
-    record(SDTrainer, "predict_noise", prediction)
-    record(SDTrainer, "calculate_loss", judgement)
+    record(trainer_class, "predict_noise", prediction)
+    record(trainer_class, "calculate_loss", judgement)
     correction = importlib.import_module("extensions.aitk_soar.soarflow.ai_toolkit.correction")
     record(correction.Correction, "hook_train_loop", lambda trainer, arguments: {})
-    measure_steps(SDTrainer)
+    measure_steps(trainer_class)
 
 
 def read_job(request):

@@ -50,12 +50,15 @@ def image_vae(channels=16):
     )  # fmt: skip
 
 
-def flux():
+def flux(**sizes):
     (first_tokenizer, first), (second_tokenizer, second) = clip(), t5()
+    small = {
+        "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+        "axes_dims_rope": (4, 6, 6),
+    }  # fmt: skip
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
-    )  # fmt: skip
+        in_channels=64, joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=True, **{**small, **sizes}
+    )
     return diffusers.FluxPipeline(
         scheduler(), image_vae(), transformers.CLIPTextModel(first), first_tokenizer, second, second_tokenizer, transformer
     )
@@ -171,5 +174,12 @@ def wan21():
 PIPELINES = {"flux": flux, "sd3": sd3, "zimage": zimage, "qwen_image": qwen_image, "lumina2": lumina2, "wan21": wan21}
 MODELS = {
     **{arch: Tiny(lambda folder, make=make: make().save_pretrained(folder)) for arch, make in PIPELINES.items()},
+    "flux of 36 M": Tiny(  # for times: large enough that arithmetic bounds it
+        lambda folder: flux(
+            num_layers=2, num_single_layers=4, attention_head_dim=64, num_attention_heads=8, axes_dims_rope=(16, 24, 24)
+        ).save_pretrained(folder),
+        rename="flux",
+        train={"batch_size": 1},
+    ),
     "flux_kontext": Tiny(lambda folder: flux().save_pretrained(folder), data="controls"),
 }
