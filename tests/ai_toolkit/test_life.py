@@ -38,7 +38,9 @@ def test_memory_and_open_files_stay_flat_over_500_steps(job):
     outcome = job(steps=500, flags=("unrecorded", "watched"))
     assert outcome.code == 0, outcome.log[-3000:]
     watched = [event for event in outcome.events if event["call"] == "watch"]
-    early, late = watched[99], watched[-1]
-    assert len(watched) == 500 and late["files"] <= early["files"]
-    assert late["megabytes"] < 1.02 * early["megabytes"]
-    print(f"after 100 and 500 steps: {early}, {late}")
+    early, late = watched[100:200], watched[400:]
+    assert len(watched) == 500 and max(each["files"] for each in late) <= max(each["files"] for each in early)
+    first, last = (
+        min(each["megabytes"] for each in part) for part in (early, late)
+    )  # it swings by some 20 MB in plain training
+    assert last < 1.01 * first
