@@ -58,7 +58,7 @@ class StandIn:
         config = {"shift": 1.0}
         scheduler = type("CustomFlowMatchScheduler", (), {"timesteps": torch.linspace(1000, 1, 1000), "config": config})()
         self.sd = SimpleNamespace(
-            noise_scheduler=scheduler, is_flow_matching=True, get_loss_target=self._target, arch="flux", is_multistage=False
+            noise_scheduler=scheduler, is_flow_matching=True, get_loss_target=self._target, is_multistage=False
         )
         self.step_num, self.additional_logs, self.calls, self.backwards = 0, {}, [], []
         torch.manual_seed(3)
@@ -135,12 +135,12 @@ def make_batch(number=4, channels=0, seed=0, **changes):
 
 @pytest.fixture(autouse=True)
 def model_class(monkeypatch):
-    """What the extension imports of the host; the host's class of the job's architecture, whose prediction takes no batch."""
+    """What the extension imports of the host; a class of its architectures, whose prediction takes no batch. SDXL is older."""
     owner = type("Model", (), {"get_noise_prediction": lambda self, latents, timestep, embeds, **kwargs: None})
     modules = {
         "prompt_utils": SimpleNamespace(concat_prompt_embeds=torch.cat),
         "util": SimpleNamespace(),
-        "util.get_model": SimpleNamespace(get_model_class=lambda config: owner),
+        "util.get_model": SimpleNamespace(get_model_class=lambda config: object if config.arch == "sdxl" else owner),
     }
     monkeypatch.setitem(sys.modules, "toolkit", SimpleNamespace(**modules))
     for name, module in modules.items():
@@ -299,7 +299,7 @@ def test_a_perfect_expert_has_nothing_to_correct():
 
 def test_a_model_that_is_shown_whole_timesteps_gets_them():
     trainer = make(Trainer, {"cfg_scale": 1})
-    trainer.sd.arch = "ace_step_15"
+    trainer.model_config.arch = "ace_step_15"
     trainer.hook_train_loop([make_batch()])
     for _, timesteps, *_ in trainer.calls[1:]:
         assert torch.equal(timesteps, timesteps.round())
@@ -418,6 +418,17 @@ def test_bad_settings_and_several_processes_are_refused():
 def test_the_settings_and_their_cost_are_said_at_the_start(capsys):
     make(Trainer, {"num_aux_points": 4}).hook_before_train_loop()
     assert "num_aux_points 4" in (printed := capsys.readouterr().out) and "5.33 x plain SFT" in printed
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_refused_by_name():
+    trainer = make(Trainer)
+    alphas = torch.linspace(0.99, 0, 1000)
+    scheduler = type("DDPMScheduler", (), {"alphas_cumprod": alphas, "config": {}})()
+    trainer.sd = SimpleNamespace(noise_scheduler=scheduler, is_flow_matching=False, prediction_type="epsilon")
+    with pytest.raises(ConfigError, match=r"noise scheduler, got DDPMScheduler: .*zero terminal SNR.*use v_prediction"):
+        trainer.before_dataset_load()
+    alphas[-1] = 1e-4
+    trainer.before_dataset_load()
 
 
 MOVED = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import ConfigError, SOARConfig
 from ..objective import SOARResult, TrainingPoint, correct, join
 from ..path import interpolate, widen
-from .compatibility import check_captions, check_model, check_settings, needs_grid, sees_whole_timesteps, warnings
+from .compatibility import architecture, check_captions, check_model, check_settings, needs_grid, sees_whole_timesteps, warnings
 from .paths import DiffusionPath, FlowPath, HostPath
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class Correction(Host):
         return FlowPath(self._slope, self._grid(), *self._stage())
 
     def _grid(self) -> Tensor | None:
-        if sees_whole_timesteps(self.sd.arch):
+        if sees_whole_timesteps(architecture(self.model_config)):
             return torch.arange(1.0, 1001.0, device=self.device_torch)
         if not needs_grid(self.train_config):
             return None

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 CAPTIONS = ("a red circle above a blue square", "two green triangles", "a yellow square left of a red circle", "a circle")
+SOUND_CAPTION = "<CAPTION>{}</CAPTION>"
 SIZE, FRAMES, RATE, SAMPLE_RATE = 64, 5, 16, 16000
 
 
@@ -57,7 +58,7 @@ def main(kind, folder):
     folder.mkdir(parents=True)
     for index, caption in enumerate(CAPTIONS):
         generator = np.random.default_rng(index)
-        (folder / f"{index}.txt").write_text(caption)
+        (folder / f"{index}.txt").write_text(SOUND_CAPTION.format(caption) if kind == "sounds" else caption)
         if kind.startswith("videos"):
             write_video(folder / f"{index}.mp4", generator, kind == "videos with sound")
         elif kind == "sounds":

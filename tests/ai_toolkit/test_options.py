@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from .formulas import check_micro_step, parts
+from .formulas import check_diffusion_step, check_micro_step, parts
 from .host import SOAR
 
 VARIANTS = {
@@ -55,6 +55,27 @@ def test_an_option_of_the_host_goes_with_soar(job, variant):
         assert list((outcome.folder / "samples").iterdir())
     if variant == "accumulation steps":
         assert "AI Toolkit throws away all but the last batch" in outcome.log
+
+
+DIFFUSION = {
+    "min snr": {"train": {"min_snr_gamma": 5.0}},
+    "snr": {"train": {"snr_gamma": 5.0}},
+    "full fine-tune": {"network": None},
+    "noise offset": {"train": {"noise_offset": 0.05}},
+    "sampling": {"train": {"disable_sampling": False}, "sample": {"prompts": ["a red circle"], "sampler": "ddpm"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", DIFFUSION)
+def test_an_option_of_the_host_goes_with_soar_on_a_model_that_predicts_epsilon(job, variant):
+    changes = {key: dict(value) if value else value for key, value in DIFFUSION[variant].items()}
+    if "train" in changes:
+        changes["train"]["noise_scheduler"] = "ddpm"
+    if variant == "full fine-tune":  # a tiny one cannot be saved by the host, which looks for the full one's weights
+        changes["save"] = {"save_every": 1000}
+    outcome = job(tiny="sd1", **changes)
+    for calls in outcome.micro_steps():
+        check_diffusion_step(calls)
 
 
 @pytest.mark.slow

@@ -187,6 +187,7 @@ ONE = {"batch_size": 1}
 CACHED = {"cache_text_embeddings": True}
 MODELS = {
     "sd1": Tiny(saved(stable_diffusion), **DDPM),
+    "sd15": Tiny(saved(stable_diffusion), **DDPM),  # as the web UI calls it
     "sdxl": Tiny(saved(sdxl), **DDPM),
     "sd2": Tiny(SD2, **DDPM),
     "pixart": Tiny(saved(pixart, diffusers.PixArtAlphaPipeline), **DDPM),
