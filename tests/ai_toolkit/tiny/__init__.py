@@ -43,7 +43,11 @@ class Tiny:
 
 def _all() -> dict[str, Tiny]:
     families = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
-    return {name: tiny for family in families for name, tiny in family.MODELS.items()}
+    models: dict[str, Tiny] = {}
+    for family in families:
+        assert not models.keys() & family.MODELS.keys(), f"{family.__name__} has a name that another family has"
+        models.update(family.MODELS)
+    return models
 
 
 def __getattr__(name: str) -> Any:
