@@ -215,7 +215,7 @@ def _check_joined_points(trainer: Any, arch: str, datasets: list, soar: SOARConf
     """Points share a forward only where nothing in it is made for one batch."""
     reasons = {
         "train.do_cfg, whose negative prompts": any((trainer.train_config.do_cfg, trainer.train_config.do_random_cfg)),
-        f"model.arch {arch}, which": arch == "auraflow",
+        f"model.arch {arch}, whose predictions": arch == "auraflow" or sees_whole_timesteps(arch),
         f"model.arch {arch}, whose predictions read the batch and": _reads_batch(trainer.model_config),
         f"control pictures and model.arch {arch}, whose references": arch == "omnigen2"
         and any(dataset.control_path for dataset in datasets),

@@ -41,7 +41,7 @@ def test_points_that_share_a_forward_train_the_same(job, name):
         torch.testing.assert_close(apart.weights()[key], value, atol=2e-6, rtol=1e-4)
 
 
-READS_BATCH = ("flux2_klein_4b", "omnigen2 control", "wan22_5b", "auraflow")
+READS_BATCH = ("flux2_klein_4b", "omnigen2 control", "wan22_5b", "auraflow", "ace_step_15")
 
 
 @pytest.mark.parametrize("name", READS_BATCH)

@@ -339,10 +339,19 @@ def small_minimax():
         model.MiniMaxH3VideoVAE, block_out_channels=(8,) * 6, layers_per_block=1, norm_num_groups=4, decoder_num_layers=1,
         decoder_heads=1, decoder_head_dim=32,
     )  # fmt: skip
-    encoder, decoder, projection = voice.DacEncoder, voice.BigVGANDecoder, voice.AttnProjection
-    voice.DacEncoder = lambda d_model, strides, d_latent: encoder(2, strides, 256)
-    voice.BigVGANDecoder = lambda: decoder(in_channels=2048, initial_channels=128)
-    voice.AttnProjection = lambda in_dim, out_dim, num_heads: projection(256, out_dim, num_heads)
+    encoder, decoder, projection, whole = (
+        getattr(voice, name) for name in ("DacEncoder", "BigVGANDecoder", "AttnProjection", "MiniMaxH3AudioVAE")
+    )
+    voice.DacEncoder = lambda d_model, strides, d_latent: encoder(2, strides, 64)
+    voice.BigVGANDecoder = lambda: decoder(in_channels=128, initial_channels=128)
+    voice.AttnProjection = lambda in_dim, out_dim, num_heads: projection(64, out_dim, num_heads)
+
+    def small_voice():
+        vae = whole()
+        vae.dec_in_proj = torch.nn.Conv1d(32, 128, 1)
+        return vae
+
+    model.MiniMaxH3AudioVAE = small_voice
 
 
 def write_minimax(folder):
@@ -365,8 +374,8 @@ def minimax_files(partition):
     return {"te_name_or_path": "{folder}/text_encoder", "model_kwargs": files}
 
 
-ACE_STEP = {  # of a batch's conditions the host makes one
-    "data": "sounds", "in_host": small_ace_step, "train": {"batch_size": 1},
+ACE_STEP = {  # the host makes one condition whatever the batch
+    "data": "sounds", "in_host": small_ace_step, "train": {"batch_size": 1}, "opaque": True,
     "model": {"name_or_path": "{folder}/ace_step.safetensors"},
 }  # fmt: skip
 MINIMAX_H3 = {"in_host": small_minimax, "model": minimax_files("fl2va")}
