@@ -374,7 +374,7 @@ def minimax_files(partition):
     return {"te_name_or_path": "{folder}/text_encoder", "model_kwargs": files}
 
 
-ACE_STEP = {  # the host makes one condition whatever the batch
+ACE_STEP = {  # the host cannot join two conditions
     "data": "sounds", "in_host": small_ace_step, "train": {"batch_size": 1}, "opaque": True,
     "model": {"name_or_path": "{folder}/ace_step.safetensors"},
 }  # fmt: skip
