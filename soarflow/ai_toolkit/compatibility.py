@@ -34,20 +34,23 @@ FLOW_ARCHS = ("flux", "flex1", "sd3", "lumina2", "auraflow")
 WHOLE_TIMESTEPS = ("ace_step",)
 """Architectures, by the beginning of their names, that cut a timestep off to a whole number before the network sees it."""
 
+BATCHES_OF_ONE = ("auraflow", "ace_step")
+"""Architectures, by the beginning of their names, that the host can predict for one sample at a time only."""
+
 DISTILLED = ("schnell", "turbo", "lightning", "distill", "klein-4b", "klein-9b")
 """Parts of the names of models that are sampled without guidance, in few steps."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A setting of one of the job's sections, when it cannot be used, and why. `kind`: the models that it holds for."""
+    """A setting of one of the job's sections, when it cannot be used, and why. `kinds`: the models that it holds for."""
 
     section: str
     key: str
     refused: Callable[[Any], bool]
     why: str
     remedy: str = "Leave it out, or train with type: diffusion_trainer."
-    kind: str = "flow or diffusion"
+    kinds: tuple[str, ...] = ("flow", "diffusion")
 
 
 def _is_set(value: Any) -> bool:
@@ -74,8 +77,8 @@ RULES = (
     Rule("train", "single_item_batching", _is_set, "the batch is cut up and its latents are not", "Set batch_size: 1 instead."),
     Rule("train", "correct_pred_norm", _is_set, OFF_PATH),
     Rule("train", "do_signal_amplification", _is_set, OFF_PATH),
-    Rule("train", "snr_gamma", _is_set, NO_SNR, kind="flow"),
-    Rule("train", "min_snr_gamma", _is_set, NO_SNR, kind="flow"),
+    Rule("train", "snr_gamma", _is_set, NO_SNR, kinds=("flow",)),
+    Rule("train", "min_snr_gamma", _is_set, NO_SNR, kinds=("flow",)),
     Rule("train", "learnable_snr_gos", _is_set, "the weights that it learns would be trained on the points' losses too"),
     Rule("train", "loss_target", lambda value: value not in (None, "noise"), OFF_PATH),
     Rule("train", "target_noise_multiplier", _is_not_one, OFF_PATH),
@@ -107,8 +110,7 @@ def check_host(trainer_class: type) -> None:
 
 def check_settings(trainer: Any, soar: SOARConfig) -> None:
     """Refuses a job by its settings alone; called while the trainer is made. Raises ConfigError."""
-    train, model = trainer.train_config, trainer.model_config
-    datasets = [*(trainer.datasets or []), *(trainer.datasets_reg or [])]
+    train, model, datasets = trainer.train_config, trainer.model_config, _datasets(trainer)
     sections = {"train": [train], "model": [model], "datasets": datasets}
     kind = "flow" if train.noise_scheduler == "flowmatch" else "diffusion"
     for rule in RULES:
@@ -116,7 +118,7 @@ def check_settings(trainer: Any, soar: SOARConfig) -> None:
             if not hasattr(section, rule.key):
                 raise ConfigError(not_this_host(f"{rule.section} has no setting {rule.key}, which SOARTrainer must look at"))
             value = getattr(section, rule.key)
-            if kind in rule.kind and rule.refused(value):
+            if kind in rule.kinds and rule.refused(value):
                 _refuse(f"{rule.section}.{rule.key}", value, rule.why, rule.remedy)
     for section, attribute in (("adapter", "adapter_config"), ("embedding", "embed_config"), ("decorator", "decorator_config")):
         if getattr(trainer, attribute, None) is not None:
@@ -158,9 +160,14 @@ def check_model(trainer: Any, soar: SOARConfig) -> None:
 
 def check_captions(trainer: Any, soar: SOARConfig) -> None:
     """Refuses a guided rollout where no picture has a condition of its own. Raises ConfigError."""
-    datasets = [*(trainer.datasets or []), *(trainer.datasets_reg or [])]
-    if soar.is_guided and datasets and not _ignores_captions(trainer.train_config, datasets):
-        _check_condition(_captions(trainer), trainer.train_config, soar, "captions that are all empty")
+    train, datasets = trainer.train_config, _datasets(trainer)
+    if not (soar.is_guided and datasets) or _ignores_captions(train, datasets):
+        return
+    drawn = random.getstate()  # the host's reading of a caption draws for its dropout
+    try:
+        _check_condition(_captions(trainer), train, soar, "captions that are all empty")
+    finally:
+        random.setstate(drawn)
 
 
 def warnings(trainer: Any, soar: SOARConfig) -> Iterator[str]:
@@ -215,7 +222,7 @@ def _check_joined_points(trainer: Any, arch: str, datasets: list, soar: SOARConf
     """Points share a forward only where nothing in it is made for one batch."""
     reasons = {
         "train.do_cfg, whose negative prompts": any((trainer.train_config.do_cfg, trainer.train_config.do_random_cfg)),
-        f"model.arch {arch}, whose predictions": arch == "auraflow" or sees_whole_timesteps(arch),
+        f"model.arch {arch}, whose predictions": arch.startswith(BATCHES_OF_ONE),
         f"model.arch {arch}, whose predictions read the batch and": _reads_batch(trainer.model_config),
         f"control pictures and model.arch {arch}, whose references": arch == "omnigen2"
         and any(dataset.control_path for dataset in datasets),
@@ -246,20 +253,20 @@ def _ignores_captions(train: Any, datasets: list) -> bool:
     return train.unload_text_encoder and not cached
 
 
+def _datasets(trainer: Any) -> list:
+    return [*(trainer.datasets or []), *(trainer.datasets_reg or [])]
+
+
 def _captions(trainer: Any) -> Iterator[str]:
-    """Every picture's caption, read as the host reads them, which draws for the dropout: from numbers that are put back."""
+    """Every picture's caption, as the host reads them."""
     from toolkit.data_loader import get_dataloader_datasets
 
-    drawn = random.getstate()
-    try:
-        for loader in (trainer.data_loader, trainer.data_loader_reg):
-            for dataset in get_dataloader_datasets(loader) if loader is not None else ():
-                for item in dataset.file_list:
-                    item.load_caption(dataset.caption_dict)
-                    dropped = item.dataset_config.caption_dropout_rate >= 1
-                    yield "" if dropped else item.raw_caption or item.trigger_word or ""
-    finally:
-        random.setstate(drawn)
+    for loader in (trainer.data_loader, trainer.data_loader_reg):
+        for dataset in get_dataloader_datasets(loader) if loader is not None else ():
+            for item in dataset.file_list:
+                item.load_caption(dataset.caption_dict)
+                dropped = item.dataset_config.caption_dropout_rate >= 1
+                yield "" if dropped else item.raw_caption or item.trigger_word or ""
 
 
 def _check_condition(captions: Any, train: Any, soar: SOARConfig, cause: str) -> None:

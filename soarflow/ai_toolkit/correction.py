@@ -136,7 +136,7 @@ class Correction(Host):
         return loss
 
     def predict_noise(self, *args: Any, **kwargs: Any) -> Tensor:
-        if not kwargs.get("is_primary_pred"):
+        if not (kwargs.get("is_primary_pred") and self.soar.at_step(self.step_num).num_corrections):
             return super().predict_noise(*args, **kwargs)
         randomness = Randomness(self.device_torch)
         prediction = super().predict_noise(*args, **kwargs)
@@ -159,13 +159,11 @@ class Correction(Host):
         as_predicted = dict(vars(batch))  # some losses change what the batch holds, the sound's target for one
         base_loss = host_loss(noise_pred, noise, noisy_latents, timesteps, batch, mask_multiplier, prior_pred, **kwargs)
         primary, self._primary = self._primary, None
-        config = self.soar.at_step(self.step_num)
-        if config.num_corrections == 0:
-            return base_loss
         if primary is None or self._prior_is_target(prior_pred):
-            return base_loss  # plain training of this batch, which hook_train_loop counts and reports
+            return base_loss  # plain training of this batch; where a correction was due hook_train_loop counts and reports it
 
         condition, randomness = primary
+        config = self.soar.at_step(self.step_num)
 
         def predict(states: Tensor, levels: Tensor, embeds: Any) -> Tensor:
             """The host's prediction under the base prediction's circumstances: the batch's fields, what is drawn on the way."""

@@ -43,7 +43,7 @@ def parts(calls):
     )
 
 
-def check_micro_step(calls, soar=SOAR, slope=1.0, stage=(0.0, 1.0), on_path=True):
+def check_micro_step(calls, soar=SOAR, slope=1.0, stage=(0.0, 1.0)):
     """A batch of a flow-matching model: everything that it computed, against the formulas. `stage`: the expert's levels."""
     config = SOARConfig.from_dict(soar)
     primary, unconditional, points, judgements = parts(calls)
@@ -53,8 +53,7 @@ def check_micro_step(calls, soar=SOAR, slope=1.0, stage=(0.0, 1.0), on_path=True
     x0, noise, sigma = base["x0"], scale * base["noise"], base["timesteps"] / 1000
     channels = x0.shape[1]
     z, extra = base["noisy_latents"][:, :channels], base["noisy_latents"][:, channels:]
-    if on_path:
-        assert_close(z, interpolate(x0, noise, sigma), **TIGHT)
+    assert_close(z, interpolate(x0, noise, sigma), **TIGHT)
 
     v = velocity(primary["output"], z, sigma, slope)
     for call in unconditional:

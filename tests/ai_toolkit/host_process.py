@@ -10,10 +10,9 @@ itself through the host's own run.py. It answers `{"code": ...}` on standard out
 RECORD gets what the trainer was asked for, a list of events, by torch.save. `arch` names a tiny model whose hard-coded sizes
 are to be shrunk (tiny/). Flags: `joint`: the losses of a step wait for its last and are back-propagated as one sum;
 `perfect`: from the third step on the network answers with its target under the step's own noise, as a model that has nothing
-left to learn;
-`oom`: the first step's second point runs out of memory; `stop`: an interrupt after the second step; `waits`: calls of ours
-that would wait for a device are recorded; `watched`: memory and open files after each step; `timed`: processor time of steps
-and predictions; `unrecorded`: nothing but what other flags ask for.
+left to learn; `oom`: the first step's second point runs out of memory; `stop`: an interrupt after the second step; `waits`:
+calls of ours that would wait for a device are recorded; `watched`: memory and open files after each step; `timed`: processor
+time of steps and predictions; `unrecorded`: nothing but what other flags ask for.
 """
 
 import functools
@@ -88,14 +87,8 @@ def record(owner, name, event_of):
             output = original(*args, **kwargs)
         finally:
             WITHIN.pop()
-        EVENTS.append({"call": name, **before, "output": copy_of(output), **after(args[0], arguments)})
+        EVENTS.append({"call": name, **before, "output": copy_of(output), "expert": active_expert(args[0])})
         return output
-
-    def after(trainer, arguments):
-        batch = arguments.get("batch")
-        mask = getattr(trainer.sd, "_i2v_loss_mask", None) if hasattr(trainer, "sd") else None
-        sound = {key: copy_of(getattr(batch, key, None)) for key in ("audio_pred", "audio_target")}
-        return {"i2v_mask": copy_of(mask), **sound, "expert": active_expert(trainer)}
 
     setattr(owner, name, method)
 
@@ -123,13 +116,8 @@ def judgement(trainer, arguments):
     }  # fmt: skip
 
 
-def record_network_inputs(*owners):
+def record_network_inputs(owner):
     """What the network itself is given: conditioning that a model makes in every prediction shows there alone."""
-    for owner in owners:
-        record_inputs_of(owner)
-
-
-def record_inputs_of(owner):
     original = owner.predict_noise
 
     @functools.wraps(original)
@@ -335,7 +323,8 @@ def record_trainer(trainer_class):
     from toolkit.models.base_model import BaseModel
     from toolkit.stable_diffusion_model import StableDiffusion
 
-    record_network_inputs(BaseModel, StableDiffusion)
+    for owner in (BaseModel, StableDiffusion):
+        record_network_inputs(owner)
     record(trainer_class, "predict_noise", prediction)
     record(trainer_class, "calculate_loss", judgement)
     correction = importlib.import_module("extensions.aitk_soar.soarflow.ai_toolkit.correction")

@@ -5,20 +5,11 @@ import importlib
 import json
 
 import diffusers
-import torch
 import transformers
 from safetensors.torch import save_file
 
 from . import Tiny
-from .first import QWEN_VL, chat_tokenizer, clip, image_vae, t5
-
-
-def randomise(model, spread=0.2):
-    """Parameters that a class leaves at zero (heads, gates, biases) get noise."""
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=spread)
-    return model
+from .first import QWEN_VL, chat_tokenizer, clip, image_vae, randomise, t5
 
 
 def unet(text_width, **options):

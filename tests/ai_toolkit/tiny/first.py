@@ -11,6 +11,19 @@ from . import Tiny
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
+def randomise(module, spread=0.2):
+    """Parameters that a class leaves at zero (heads, gates, biases), or unset, get noise."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("pad_token") or not parameter.any():
+            torch.nn.init.normal_(parameter, std=spread)
+    return module
+
+
+def save_parts(folder, **parts):
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+
+
 def scheduler():
     return diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
 

@@ -12,7 +12,19 @@ from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 
 from . import Tiny
-from .first import QWEN_VL, bytes_tokenizer, chat_tokenizer, flux, image_vae, qwen3, qwen_image, scheduler, t5
+from .first import (
+    QWEN_VL,
+    bytes_tokenizer,
+    chat_tokenizer,
+    flux,
+    image_vae,
+    qwen3,
+    qwen_image,
+    randomise,
+    save_parts,
+    scheduler,
+    t5,
+)
 
 FLEX1 = Path("ostris/Flex.1-alpha")
 """Where Chroma's classes look for the text encoder: a folder of this name under the host's working directory will do."""
@@ -22,25 +34,12 @@ def host(name):
     return importlib.import_module(f"extensions_built_in.diffusion_models.{name}")
 
 
-def randomise(module, spread=0.2):
-    """Parameters that a class leaves at zero, or unset, get noise."""
-    for name, parameter in module.named_parameters():
-        if name.endswith("pad_token") or not parameter.any():
-            torch.nn.init.normal_(parameter, std=spread)
-    return module
-
-
 def louder(module):
     """Weights that keep a signal's size: under PyTorch's own it shrinks layer by layer, until the prompt does nothing."""
     for parameter in module.parameters():
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="linear")
     return module
-
-
-def save_parts(folder, **parts):
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
 
 
 CHROMA = {

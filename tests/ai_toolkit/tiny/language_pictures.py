@@ -18,6 +18,8 @@ from .first import (
     image_vae,
     qwen3,
     qwen_image,
+    randomise,
+    save_parts,
     scheduler,
     t5,
 )
@@ -32,20 +34,6 @@ PARTS = CHAT.replace(
 
 def host(name):
     return importlib.import_module(f"{BUILT_IN}.{name}")
-
-
-def awake(module):
-    """Parameters that a class makes zero become random."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
-    return module
-
-
-def save_all(folder, **parts):
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
 
 
 def qwen_vae():
@@ -81,8 +69,9 @@ def hidream(folder, transformer_class):
         num_attention_heads=2, caption_channels=[32, 32], text_emb_dim=32, num_routed_experts=2, num_activated_experts=1,
         axes_dims_rope=(4, 6, 6), max_resolution=(16, 16), llama_layers=[0, 1],
     )  # fmt: skip
-    save_all(
-        folder, transformer=awake(transformer), vae=image_vae(), text_encoder=transformers.CLIPTextModelWithProjection(config),
+    save_parts(
+        folder, transformer=randomise(transformer), vae=image_vae(),
+        text_encoder=transformers.CLIPTextModelWithProjection(config),
         tokenizer=tokenizer, text_encoder_2=transformers.CLIPTextModelWithProjection(config), tokenizer_2=tokenizer,
         text_encoder_3=third, tokenizer_3=third_tokenizer,
     )  # fmt: skip
@@ -141,7 +130,7 @@ def qwen3_vl(specials=QWEN_VL, layers=2, width=32):
 def hidream_o1(folder):
     processor, config = qwen3_vl(O1)
     module = host("hidream.src.hidream_o1.qwen3_vl_transformers")
-    awake(module.Qwen3VLForConditionalGeneration(config)).save_pretrained(folder)
+    randomise(module.Qwen3VLForConditionalGeneration(config)).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
@@ -179,7 +168,7 @@ def small_flux2_vae():
 
 def save_flux2(folder, kind, file):
     module = host("flux2.flux2_model")
-    save_file(awake(module.Flux2(kind())).state_dict(), folder / file)
+    save_file(randomise(module.Flux2(kind())).state_dict(), folder / file)
     save_file(module.AutoEncoder(module.AutoEncoderParams()).state_dict(), folder / "ae.safetensors")
 
 
@@ -202,7 +191,7 @@ def flux2_klein(folder, size):
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=2048, pad_token_id=0,
     )  # fmt: skip
-    save_all(folder, text_encoder=transformers.Qwen3ForCausalLM(config))
+    save_parts(folder, text_encoder=transformers.Qwen3ForCausalLM(config))
     tokenizer.save_pretrained(folder / "text_encoder")
 
 
@@ -239,7 +228,7 @@ def flux2(folder):
     config = transformers.Mistral3Config(
         text_config=text, vision_config=vision, image_token_index=specials.index("[IMG]"), tie_word_embeddings=False
     )
-    save_all(folder, text_encoder=transformers.Mistral3ForConditionalGeneration(config))
+    save_parts(folder, text_encoder=transformers.Mistral3ForConditionalGeneration(config))
     pictures = transformers.PixtralImageProcessor(size={"longest_edge": 56}, patch_size={"height": 14, "width": 14})
     transformers.PixtralProcessor(pictures, tokenizer, 14, 2, PARTS).save_pretrained(folder / "text_encoder")
 
@@ -256,8 +245,8 @@ def anima(folder):
     )  # fmt: skip
     pipeline = diffusers.AnimaAutoBlocks().init_pipeline()
     pipeline.update_components(
-        text_encoder=encoder, tokenizer=tokenizer, t5_tokenizer=t5_tokenizer, text_conditioner=awake(conditioner),
-        transformer=awake(transformer), vae=qwen_vae(), scheduler=scheduler(),
+        text_encoder=encoder, tokenizer=tokenizer, t5_tokenizer=t5_tokenizer, text_conditioner=randomise(conditioner),
+        transformer=randomise(transformer), vae=qwen_vae(), scheduler=scheduler(),
     )  # fmt: skip
     pipeline.save_pretrained(str(folder))
 
@@ -271,9 +260,9 @@ MMDIT = {
 def krea2(folder):
     module = host("krea2.krea2")
     config = module.SingleMMDiTConfig(**{**module.KREA2_MMDIT_CONFIG, **MMDIT})
-    save_file(awake(module.SingleStreamDiT(config)).state_dict(), folder / "raw.safetensors")
+    save_file(randomise(module.SingleStreamDiT(config)).state_dict(), folder / "raw.safetensors")
     processor, config = qwen3_vl(layers=36, width=16)
-    save_all(folder, vae=qwen_vae(), text_encoder=transformers.Qwen3VLForConditionalGeneration(config))
+    save_parts(folder, vae=qwen_vae(), text_encoder=transformers.Qwen3VLForConditionalGeneration(config))
     processor.save_pretrained(folder / "text_encoder")
 
 
@@ -289,7 +278,7 @@ def ernie_image(folder):
     transformer = host("ernie_image.transformer").ErnieImageTransformer2DModel(
         hidden_size=32, num_attention_heads=2, num_layers=2, ffn_hidden_size=32, text_in_dim=32, rope_axes_dim=(4, 6, 6)
     )
-    save_all(folder, transformer=awake(transformer), vae=vae, text_encoder=encoder, tokenizer=tokenizer)
+    save_parts(folder, transformer=randomise(transformer), vae=vae, text_encoder=encoder, tokenizer=tokenizer)
 
 
 def nucleus_image(folder):
@@ -303,7 +292,7 @@ def nucleus_image(folder):
         if ".experts." in name:
             torch.nn.init.normal_(parameter, std=0.1)  # diffusers leaves them unset
     encoder = transformers.Qwen3VLForConditionalGeneration(config)
-    save_all(folder, transformer=awake(transformer), vae=qwen_vae(), text_encoder=encoder, processor=processor)
+    save_parts(folder, transformer=randomise(transformer), vae=qwen_vae(), text_encoder=encoder, processor=processor)
 
 
 def klein(size, data="pictures"):

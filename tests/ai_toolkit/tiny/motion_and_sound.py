@@ -13,25 +13,12 @@ from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 
 from . import Tiny
-from .first import bytes_tokenizer, chat_tokenizer, t5
+from .first import bytes_tokenizer, chat_tokenizer, randomise, save_parts, t5
 from .language_pictures import qwen3_vl
 
 
 def host(name):
     return importlib.import_module(f"extensions_built_in.{name}")
-
-
-def randomise(module, spread=0.2):
-    """Parameters that a class leaves at zero get noise."""
-    for parameter in module.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=spread)
-    return module
-
-
-def save_parts(folder, **parts):
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
 
 
 def wan_transformer(**options):
