@@ -1,4 +1,5 @@
-"""AI Toolkit's door: it imports every package in its extensions/ folder, for every job, whatever the clone's name."""
+"""AI Toolkit's door: it imports every package in its extensions/ folder, for every job, whatever
+the clone's name."""
 
 try:
     from toolkit.extension import Extension

@@ -1,13 +1,14 @@
-"""Is the mean target of a correction point the mean that an exact model should predict there? Without a network.
+"""Is the mean target of a correction point the mean that an exact model should predict there?
+Without a network.
 
-The data is a mixture on a line, x0 = +1 or -1 with a spread of 0.1; a condition makes +1 nine times as likely. Its posterior
-mean m(z, sigma) is known in closed form, so the rollout is made with the exact model. At each point, `slope` is the slope of x0
-over m(z_aux, sigma_aux): 1 where the mean target is what the exact model predicts, below 1 where training on such points pulls
-an exact model towards the mean, above 1 where it pushes it outward. `shift` is the mean of x0 - m.
+The data is a mixture on a line, x0 = +1 or -1 with a spread of 0.1; a condition makes +1 nine times
+as likely. Its posterior mean m(z, sigma) is known in closed form, so the rollout is made with the
+exact model. At each point, `slope` is the slope of x0 over m(z_aux, sigma_aux): 1 where the mean
+target is what the exact model predicts, below 1 where training on such points pulls an exact model
+towards the mean, above 1 where it pushes it outward. `shift` is the mean of x0 - m.
 
-`python benchmarks/contraction.py` writes benchmarks/results/contraction.json and prints the tables; with --bundled it does the
-same on the bundled model, into contraction_bundled.json.
-"""
+`python benchmarks/contraction.py` writes benchmarks/results/contraction.json and prints the tables;
+with --bundled it does the same on the bundled model, into contraction_bundled.json."""
 
 import argparse
 import itertools
@@ -23,11 +24,11 @@ from quality import encode_held_out
 from torch import Tensor
 
 from soarflow import SOARConfig
-from soarflow.cli import BUNDLED
 from soarflow.engine.families import load_family
 from soarflow.objective import Predict, TrainingPoint, another_error, base_point, roll_out
 from soarflow.path import clean_estimate, effective_noise, interpolate
 from soarflow.rollout import renoise
+from soarflow.tinyscenes import BUNDLED
 
 HERE = Path(__file__).parent
 SPREAD, SHARE = 0.1, 0.9
@@ -37,7 +38,8 @@ CHANGES = {"shuffled": lambda error, _: another_error(error), "random sign": wit
 
 
 def posterior_mean(z: Tensor, sigma: Tensor, share: float) -> Tensor:
-    """E[x0 | z] for z = (1 - sigma) x0 + sigma noise, x0 ~ share N(1, SPREAD^2) + (1 - share) N(-1, SPREAD^2)."""
+    """E[x0 | z] for z = (1 - sigma) x0 + sigma noise, x0 ~ share N(1, SPREAD^2) + (1 - share) N(-1,
+    SPREAD^2)."""
     keep = (1 - sigma)[:, None]
     variance = (keep * SPREAD) ** 2 + sigma[:, None] ** 2
     log_odds = 2 * keep * z / variance + torch.logit(torch.tensor(share, dtype=z.dtype))
@@ -50,23 +52,37 @@ def velocity_of(z: Tensor, sigma: Tensor, share: float) -> Tensor:
 
 
 def reach(
-    base: TrainingPoint, v_cond: Tensor, x0: Tensor, config: SOARConfig, predict_uncond: Predict, halfway: bool, arm: str,
+    base: TrainingPoint, v_cond: Tensor, x0: Tensor, config: SOARConfig, predict_uncond: Predict,
+    halfway: bool, arm: str,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(z_aux, sigma_aux) of a point, at sigma_next or half-way from there to 1; an arm may change the step's error."""
+    """(z_aux, sigma_aux) of a point, at sigma_next or half-way from there to 1; an arm may change
+    the step's error."""
     z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator)
     on_path = interpolate(x0, base.noise, sigma_next)
     error = z_off - on_path
     if arm in CHANGES:
         error = CHANGES[arm](error, generator)
-    elif arm == "guidance only":  # what guidance adds to the step, and not where the sample's own x0 lies
+    elif (
+        arm == "guidance only"
+    ):  # what guidance adds to the step, and not where the sample's own x0 lies
         error = z_off - roll_out(base, v_cond, x0, replace(config, cfg_scale=1.0))[0]
     sigma_aux = sigma_next + (1 - sigma_next) / 2 if halfway else sigma_next
-    endpoint = base.noise if config.shared_noise else torch.randn(x0.shape, generator=generator).to(x0)
+    endpoint = (
+        base.noise if config.shared_noise else torch.randn(x0.shape, generator=generator).to(x0)
+    )
     return renoise(on_path + error, sigma_next, sigma_aux, endpoint), sigma_aux
 
 
-def measure(config: SOARConfig, level: float, halfway: bool, share: float, number: int, seed: int, arm: str = "soar") -> dict:
+def measure(
+    config: SOARConfig,
+    level: float,
+    halfway: bool,
+    share: float,
+    number: int,
+    seed: int,
+    arm: str = "soar",
+) -> dict:
     """Slope and shift of one setting, at sigma_next or re-noised half-way from there to 1."""
     generator = torch.Generator().manual_seed(seed)
     sign = torch.where(torch.rand(number, 1, generator=generator) < share, 1.0, -1.0)
@@ -80,7 +96,9 @@ def measure(config: SOARConfig, level: float, halfway: bool, share: float, numbe
         return velocity_of(z, sigma, 0.5)
 
     z_aux, sigma_aux = reach(base, v_cond, x0, config, predict_uncond, halfway, arm, generator)
-    target = z_aux - sigma_aux[:, None] * (effective_noise(z_aux, sigma_aux, x0) - x0)  # x0 again, as the loss has it
+    target = z_aux - sigma_aux[:, None] * (
+        effective_noise(z_aux, sigma_aux, x0) - x0
+    )  # x0 again, as the loss has it
     mean = posterior_mean(z_aux, sigma_aux, share)
     slope = ((target - target.mean()) * (mean - mean.mean())).mean() / mean.var(correction=0)
     return {"slope": round(slope.item(), 3), "shift": round((target - mean).mean().item(), 4)}
@@ -88,10 +106,11 @@ def measure(config: SOARConfig, level: float, halfway: bool, share: float, numbe
 
 @torch.no_grad()
 def measure_bundled(number: int, seed: int) -> list[dict]:
-    """The same on the bundled model: the slope of held-out pictures' latents over the model's own estimate at the points.
+    """The same on the bundled model: the slope of held-out pictures' latents over the model's own
+    estimate at the points.
 
-    No posterior mean is known there; the row of ordinary points says how far the model's estimate is from one (1 if it is).
-    """
+    No posterior mean is known there; the row of ordinary points says how far the model's estimate
+    is from one (1 if it is)."""
     family = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
     x0, cond, empty = encode_held_out(family, number, BUNDLED_SCENES)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
@@ -109,20 +128,31 @@ def measure_bundled(number: int, seed: int) -> list[dict]:
             generator = torch.Generator().manual_seed(seed)
             unguided = uncond[level]
             z_aux, sigma_aux = reach(
-                base, v_cond, x0, SOARConfig(**options), lambda z, sigma, v=unguided: v, halfway, arm, generator
+                base,
+                v_cond,
+                x0,
+                SOARConfig(**options),
+                lambda z, sigma, v=unguided: v,
+                halfway,
+                arm,
+                generator,
             )
             mean = clean_estimate(z_aux, sigma_aux, family.predict(z_aux, sigma_aux, cond))
             target, mean = x0 - x0.mean(0), mean - mean.mean(0)
             cells[str(level)] = round(((target * mean).mean() / mean.square().mean()).item(), 3)
         rows.append({"setting": setting, "cells": cells})
-        print(f"{_label(setting):58s}" + "".join(f"{slope:10.3f}" for slope in cells.values()), flush=True)
+        print(
+            f"{_label(setting):58s}" + "".join(f"{slope:10.3f}" for slope in cells.values()),
+            flush=True,
+        )
     return rows
 
 
 def bundled_settings() -> list[dict]:
     scales, where = (1.0, 2.5, 4.5, 7.5), (False, True)
     return [
-        *({"rollout": "none", "num_steps": steps, "halfway": half} for steps, half in itertools.product((30, 4), where)),
+        *({"rollout": "none", "num_steps": steps, "halfway": half} for steps,
+        half in itertools.product((30, 4), where)),
         *({"num_steps": steps, "cfg_scale": scale, "halfway": half}
           for steps, scale, half in itertools.product((100, 30, 10, 4), scales, where)),
         *({"rollout": rollout, "cfg_scale": 1.0, "halfway": half}
@@ -145,13 +175,16 @@ def settings() -> dict[str, list[dict]]:
         ],
         "guidance": [
             {"num_steps": steps, "cfg_scale": scale, "halfway": halfway}
-            for steps, scale, halfway in itertools.product((10, 30, 100), (1.0, 2.5, 4.5, 7.5), (False, True))
+            for steps, scale, halfway in itertools.product((10, 30, 100), (1.0, 2.5, 4.5, 7.5),
+            (False, True))
         ],
         "stochastic rollouts": [
             {"rollout": rollout, "cfg_scale": scale, "halfway": halfway}
-            for rollout, scale, halfway in itertools.product(("sde", "flow_sde", "cps", "simple"), (1.0, 4.5), (False, True))
+            for rollout, scale, halfway in itertools.product(("sde", "flow_sde", "cps", "simple"),
+            (1.0, 4.5), (False, True))
         ],
-        "a fresh endpoint": [{"shared_noise": False, "cfg_scale": scale, "halfway": True} for scale in (1.0, 4.5)],
+        "a fresh endpoint": [{"shared_noise": False, "cfg_scale": scale,
+        "halfway": True} for scale in (1.0, 4.5)],
         "an extra ordinary point (rollout: none)": [
             {"rollout": "none", "halfway": halfway} for halfway in (False, True)
         ],
@@ -171,14 +204,24 @@ def settings() -> dict[str, list[dict]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--number", type=int, default=1_000_000, help="draws per cell")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bundled", action="store_true", help="the bundled model in place of the mixture")
-    parser.add_argument("--pictures", type=int, default=256, help="held-out pictures, with --bundled")
+    parser.add_argument(
+        "--bundled", action="store_true", help="the bundled model in place of the mixture"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=256, help="held-out pictures, with --bundled"
+    )
     args = parser.parse_args()
     if args.bundled:
-        record = {"pictures": args.pictures, "seed": args.seed, "rows": measure_bundled(args.pictures, args.seed)}
+        record = {
+            "pictures": args.pictures,
+            "seed": args.seed,
+            "rows": measure_bundled(args.pictures, args.seed),
+        }
         write("contraction_bundled", record)
         return
     tables: dict[str, list[dict]] = {}
@@ -189,14 +232,27 @@ def main() -> None:
             options = dict(row)
             extra = {key: options.pop(key) for key in ("share", "halfway", "arm") if key in options}
             arguments = {"share": SHARE, "halfway": False, **extra}
-            cells = [measure(SOARConfig(**options), level, number=args.number, seed=args.seed, **arguments) for level in LEVELS]
-            tables[title].append({"setting": row, "cells": dict(zip(map(str, LEVELS), cells, strict=True))})
-            print(f"{_label(row):58s}" + "".join(f"{cell['slope']:10.3f} {cell['shift']:+7.3f}" for cell in cells), flush=True)
+            cells = [
+                measure(
+                    SOARConfig(**options), level, number=args.number, seed=args.seed, **arguments
+                )
+                for level in LEVELS
+            ]
+            tables[title].append(
+                {"setting": row, "cells": dict(zip(map(str, LEVELS), cells, strict=True))}
+            )
+            print(
+                f"{_label(row):58s}"
+                + "".join(f"{cell['slope']:10.3f} {cell['shift']:+7.3f}" for cell in cells),
+                flush=True,
+            )
     write("contraction", {"draws": args.number, "seed": args.seed, "tables": tables})
 
 
 def write(name: str, record: dict) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
     stamp = {"date": date.today().isoformat(), "commit": commit}
     (HERE / "results" / f"{name}.json").write_text(json.dumps({**stamp, **record}, indent=1) + "\n")
 

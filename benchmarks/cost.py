@@ -1,11 +1,13 @@
-"""What a training step costs: plain SFT, SOAR, and the published algorithm, on one model, batch and draws.
+"""What a training step costs: plain SFT, SOAR, and the published algorithm, on one model, batch and
+draws.
 
-`python benchmarks/cost.py` counts floating-point operations and the bytes that autograd keeps for backward, on the bundled
-model and on SD3.5-Medium's and FLUX.1-dev's real shapes (random weights; on the meta device where there is no GPU), and times
-the steps in turn, where the weights are real. It writes benchmarks/results/cost_MODEL.json.
+`python benchmarks/cost.py` counts floating-point operations and the bytes that autograd keeps for
+backward, on the bundled model and on SD3.5-Medium's and FLUX.1-dev's real shapes (random weights;
+on the meta device where there is no GPU), and times the steps in turn, where the weights are real.
+It writes benchmarks/results/cost_MODEL.json.
 
-The floor of a setting is (1 + N) times plain SFT's own operations plus one forward without gradient if the rollout is guided.
-"""
+The floor of a setting is (1 + N) times plain SFT's own operations plus one forward without gradient
+if the rollout is guided."""
 
 import argparse
 import functools
@@ -27,10 +29,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from soarflow import SOARConfig, soar_backward
-from soarflow.cli import BUNDLED
 from soarflow.objective import base_point, correction_point, squared_error
 from soarflow.path import velocity
 from soarflow.rollout import guide, next_level, ode_step
+from soarflow.tinyscenes import BUNDLED
 
 HERE = Path(__file__).parent
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -38,7 +40,8 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure: `predict(z, sigma, condition)`, a clean batch, and what the LoRA is put on."""
+    """A model to measure: `predict(z, sigma, condition)`, a clean batch, and what the LoRA is put
+    on."""
 
     transformer: torch.nn.Module
     predict: Callable[[Tensor, Tensor, int], Tensor]
@@ -53,11 +56,16 @@ def bundled(device: str) -> Subject:
     """The bundled Z-Image pipeline: 64 pixels, batch 8."""
     device = "cpu" if device == "meta" else device
     transformer = DiffusionPipeline.from_pretrained(BUNDLED).transformer.to(device)
-    texts = [[torch.randn(8, transformer.config.cap_feat_dim, device=device) for _ in range(8)] for _ in range(2)]
+    texts = [
+        [torch.randn(8, transformer.config.cap_feat_dim, device=device) for _ in range(8)]
+        for _ in range(2)
+    ]
 
     def predict(z: Tensor, sigma: Tensor, condition: int) -> Tensor:
         features = texts[condition] * (len(z) // 8)
-        return -torch.stack(transformer(list(z.unsqueeze(2)), 1 - sigma, features, return_dict=False)[0]).squeeze(2)
+        return -torch.stack(
+            transformer(list(z.unsqueeze(2)), 1 - sigma, features, return_dict=False)[0]
+        ).squeeze(2)
 
     return Subject(transformer, predict, torch.randn(8, 4, 16, 16, device=device), ATTENTION)
 
@@ -66,23 +74,34 @@ def sd35_medium(device: str, layers: int = 24) -> Subject:
     """SD3.5-Medium's shapes: 512 pixels, 333 text tokens, batch 1."""
     with torch.device(device):
         transformer = SD3Transformer2DModel(
-            sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=layers, attention_head_dim=64,
-            num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536, pooled_projection_dim=2048,
-            pos_embed_max_size=384, dual_attention_layers=tuple(range(min(13, layers))), qk_norm="rms_norm",
+            sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=layers,
+            attention_head_dim=64,
+            num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=384, dual_attention_layers=tuple(range(min(13, layers))),
+            qk_norm="rms_norm",
         ).to(device, dtype_on(device))  # fmt: skip
         side = 64 if layers == 24 else 32
-        x0, text = torch.randn(1, 16, side, side), torch.randn(2, 333, 4096, dtype=transformer.dtype)
+        x0, text = (
+            torch.randn(1, 16, side, side),
+            torch.randn(2, 333, 4096, dtype=transformer.dtype),
+        )
         pooled = torch.randn(2, 2048, dtype=transformer.dtype)
 
     def predict(z: Tensor, sigma: Tensor, condition: int) -> Tensor:
-        words, summary = (each[condition, None].expand(len(z), *each.shape[1:]) for each in (text, pooled))
-        return transformer(z.to(transformer.dtype), words, summary, 1000 * sigma, return_dict=False)[0]
+        words, summary = (
+            each[condition, None].expand(len(z), *each.shape[1:]) for each in (text, pooled)
+        )
+        return transformer(
+            z.to(transformer.dtype), words, summary, 1000 * sigma, return_dict=False
+        )[0]
 
     return Subject(transformer, predict, x0, ATTENTION)
 
 
 def sd35_slice(device: str) -> Subject:
-    """One of SD3.5-Medium's layers at 256 pixels: wide enough to be bound by arithmetic on a CPU."""
+    """One of SD3.5-Medium's layers at 256 pixels: wide enough to be bound by arithmetic on a
+    CPU."""
     return sd35_medium("cpu" if device == "meta" else device, layers=1)
 
 
@@ -91,10 +110,16 @@ def flux1_dev(device: str) -> Subject:
     with torch.device(device):
         transformer = FluxTransformer2DModel(guidance_embeds=True).to(device, dtype_on(device))
         x0, text = torch.randn(1, 1024, 64), torch.randn(2, 512, 4096, dtype=transformer.dtype)
-        pooled, rows, words = torch.randn(2, 768, dtype=transformer.dtype), torch.zeros(1024, 3), torch.zeros(512, 3)
+        pooled, rows, words = (
+            torch.randn(2, 768, dtype=transformer.dtype),
+            torch.zeros(1024, 3),
+            torch.zeros(512, 3),
+        )
 
     def predict(z: Tensor, sigma: Tensor, condition: int) -> Tensor:
-        words_of, summary = (each[condition, None].expand(len(z), *each.shape[1:]) for each in (text, pooled))
+        words_of, summary = (
+            each[condition, None].expand(len(z), *each.shape[1:]) for each in (text, pooled)
+        )
         return transformer(
             z.to(transformer.dtype), words_of, summary, sigma, img_ids=rows, txt_ids=words,
             guidance=torch.ones_like(sigma), return_dict=False,
@@ -107,14 +132,25 @@ def dtype_on(device: str) -> torch.dtype:
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
-SUBJECTS = {"bundled": bundled, "sd35_slice": sd35_slice, "sd35_medium": sd35_medium, "flux1_dev": flux1_dev}
+SUBJECTS = {
+    "bundled": bundled,
+    "sd35_slice": sd35_slice,
+    "sd35_medium": sd35_medium,
+    "flux1_dev": flux1_dev,
+}
 
 
 def published_step(
-    predict: Predict, predict_uncond: Predict, x0: Tensor, noise: Tensor, sigma: Tensor, config: SOARConfig
+    predict: Predict,
+    predict_uncond: Predict,
+    x0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    config: SOARConfig,
 ) -> None:
-    """The published algorithm, rewritten by us from its description: the rollout predicts v_cond once more and builds a graph,
-    and the graphs of all N + 1 points live until one backward. Its rollout's graph is let go after the step, which is kind."""
+    """The published algorithm, rewritten by us from its description: the rollout predicts v_cond
+    once more and builds a graph, and the graphs of all N + 1 points live until one backward. Its
+    rollout's graph is let go after the step, which is kind."""
     base = base_point(x0, noise, sigma, config)
     total = squared_error(predict(base.z, sigma), velocity(x0, noise)).mean()
     v = predict(base.z, sigma)
@@ -126,7 +162,9 @@ def published_step(
     for _ in range(config.num_corrections):
         point = correction_point(z_off, sigma_next, x0, noise, config)
         total = (
-            total + config.correction_weight * squared_error(predict(point.z, point.sigma), velocity(x0, point.noise)).mean()
+            total
+            + config.correction_weight
+            * squared_error(predict(point.z, point.sigma), velocity(x0, point.noise)).mean()
         )
     (config.base_weight * total).backward()
 
@@ -138,21 +176,32 @@ def variants(numbers: list[int]) -> dict[str, tuple[str, SOARConfig]]:
         scale, label = (4.5, "guided") if guided else (1.0, "unguided")
         for per_pass in sorted({1, number}):
             config = SOARConfig(num_aux_points=number, cfg_scale=scale, points_per_pass=per_pass)
-            rows[f"SOAR N={number} {label}" + (f" {per_pass} per pass" if per_pass > 1 else "")] = ("ours", config)
-        rows[f"published N={number} {label}"] = ("published", SOARConfig(num_aux_points=number, cfg_scale=scale))
+            rows[f"SOAR N={number} {label}" + (f" {per_pass} per pass" if per_pass > 1 else "")] = (
+                "ours",
+                config,
+            )
+        rows[f"published N={number} {label}"] = (
+            "published",
+            SOARConfig(num_aux_points=number, cfg_scale=scale),
+        )
     return rows
 
 
 def step_of(subject: Subject, algorithm: str, config: SOARConfig) -> Callable[[], object]:
     """One training step without the optimizer, from fixed draws."""
     cond, uncond = (functools.partial(_call, subject.predict, condition) for condition in (1, 0))
-    noise, sigma = torch.randn_like(subject.x0), torch.full((len(subject.x0),), 0.6, device=subject.x0.device)
+    noise, sigma = (
+        torch.randn_like(subject.x0),
+        torch.full((len(subject.x0),), 0.6, device=subject.x0.device),
+    )
     if algorithm == "published":
         return lambda: published_step(cond, uncond, subject.x0, noise, sigma, config)
     return lambda: soar_backward(cond, subject.x0, noise, sigma, config, predict_uncond=uncond)
 
 
-def _call(predict: Callable[[Tensor, Tensor, int], Tensor], condition: int, z: Tensor, sigma: Tensor) -> Tensor:
+def _call(
+    predict: Callable[[Tensor, Tensor, int], Tensor], condition: int, z: Tensor, sigma: Tensor
+) -> Tensor:
     return predict(z, sigma, condition)
 
 
@@ -163,10 +212,13 @@ def operations(step: Callable[[], object]) -> int:
 
 
 class SavedBytes:
-    """The most bytes that autograd keeps for backward at any time, each storage once, weights apart."""
+    """The most bytes that autograd keeps for backward at any time, each storage once, weights
+    apart."""
 
     def __init__(self, transformer: torch.nn.Module) -> None:
-        self.weights = {parameter.untyped_storage()._cdata for parameter in transformer.parameters()}
+        self.weights = {
+            parameter.untyped_storage()._cdata for parameter in transformer.parameters()
+        }
         self.users: dict[int, int] = {}
         self.kept = self.peak = 0
 
@@ -199,7 +251,9 @@ class Saved:
             self.count.kept -= self.size
 
 
-def seconds_in_turn(steps: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
+def seconds_in_turn(
+    steps: dict[str, Callable[[], object]], rounds: int, device: str
+) -> dict[str, float]:
     """Median seconds of each step; the steps take turns, so that a busy moment hits them all."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
@@ -218,13 +272,17 @@ def allocated_peak(step: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def measure(name: str, training: str, checkpointing: bool, device: str, rounds: int, numbers: list[int]) -> list[dict]:
+def measure(
+    name: str, training: str, checkpointing: bool, device: str, rounds: int, numbers: list[int]
+) -> list[dict]:
     """All variants of one model: a row each."""
     torch.manual_seed(0)
     subject = SUBJECTS[name](device)
     if training == "lora":
         subject.transformer.requires_grad_(False)
-        subject.transformer.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=subject.lora_targets))
+        subject.transformer.add_adapter(
+            LoraConfig(r=16, lora_alpha=16, target_modules=subject.lora_targets)
+        )
     if checkpointing:
         subject.transformer.enable_gradient_checkpointing()
     subject.transformer.train()
@@ -249,7 +307,9 @@ def measure(name: str, training: str, checkpointing: bool, device: str, rounds: 
         }  # fmt: skip
         if seconds:
             row["seconds"] = round(seconds[label], 5)
-            row["time_over_floor"] = round(seconds[label] / (seconds["SFT"] * floor / counted["SFT"]), 3)
+            row["time_over_floor"] = round(
+                seconds[label] / (seconds["SFT"] * floor / counted["SFT"]), 3
+            )
         if x0.device.type == "cuda":
             row["allocated_bytes"] = allocated_peak(steps[label])
         rows.append(row)
@@ -258,23 +318,32 @@ def measure(name: str, training: str, checkpointing: bool, device: str, rounds: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--training", nargs="+", choices=("lora", "full"), default=["lora", "full"])
-    parser.add_argument("--numbers", nargs="+", type=int, default=[1, 4, 8], help="correction points, N")
+    parser.add_argument(
+        "--numbers", nargs="+", type=int, default=[1, 4, 8], help="correction points, N"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; 0 times nothing")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "meta"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
     hardware = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     )
     for name in args.models:
         rows = []
         for training, checkpointing in itertools.product(args.training, (False, True)):
             rows += measure(name, training, checkpointing, device, args.rounds, args.numbers)
         record = {
-            "date": date.today().isoformat(), "commit": commit, "hardware": f"{hardware}, torch {torch.__version__}",
+            "date": date.today().isoformat(), "commit": commit,
+            "hardware": f"{hardware}, torch {torch.__version__}",
             "rounds": args.rounds, "rows": rows,
         }  # fmt: skip
         (HERE / "results" / f"cost_{name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -1,9 +1,10 @@
-"""What a SOAR step takes in the real AI Toolkit against `diffusion_trainer`, as a ratio to the floor.
+"""What a SOAR step takes in the real AI Toolkit against `diffusion_trainer`, as a ratio to the
+floor.
 
-`AI_TOOLKIT_ROOT=... AI_TOOLKIT_PYTHON=... python benchmarks/host_step_time.py`. The two trainers run in turn,
-twice each, on a random FLUX of 36 M parameters (LoRA, batch 1, 512 text tokens), with one thread. The floor of a step with N
-points and a guided rollout is N + 1 plain steps and one prediction without gradient, whose time is taken in the SOAR steps.
-"""
+`AI_TOOLKIT_ROOT=... AI_TOOLKIT_PYTHON=... python benchmarks/host_step_time.py`. The two trainers
+run in turn, twice each, on a random FLUX of 36 M parameters (LoRA, batch 1, 512 text tokens), with
+one thread. The floor of a step with N points and a guided rollout is N + 1 plain steps and one
+prediction without gradient, whose time is taken in the SOAR steps."""
 
 import json
 import platform
@@ -25,13 +26,20 @@ MODEL, POINTS, STEPS, WARM = "flux of 36 M", 4, 6, 2
 
 
 def seconds(host: Host, folder: Path, kind: str) -> tuple[float, float]:
-    """Median processor time of a step, and of its prediction without gradient (0 in plain training)."""
+    """Median processor time of a step, and of its prediction without gradient (0 in plain
+    training)."""
     folder.mkdir()
     soar = {**SOAR, "num_aux_points": POINTS} if kind == "SOARTrainer" else None
     outcome = host.run(folder, "run", MODEL, soar, kind, flags=("unrecorded", "timed"), steps=STEPS)
     assert outcome.code == 0, outcome.log[-3000:]
-    steps = [event["seconds"] for event in outcome.events if event["call"] == "timed hook_train_loop"][WARM:]
-    free = [event["seconds"] for event in outcome.events if event["call"] == "timed predict_noise" and not event["grad"]]
+    steps = [
+        event["seconds"] for event in outcome.events if event["call"] == "timed hook_train_loop"
+    ][WARM:]
+    free = [
+        event["seconds"]
+        for event in outcome.events
+        if event["call"] == "timed predict_noise" and not event["grad"]
+    ]
     return statistics.median(steps), statistics.median(free[WARM:]) if free else 0.0
 
 
@@ -39,21 +47,30 @@ def main() -> None:
     kinds = ("diffusion_trainer", "SOARTrainer") * 2
     with tempfile.TemporaryDirectory() as scratch:
         host = Host(Path(scratch))
-        taken = [(kind, *seconds(host, Path(scratch) / str(index), kind)) for index, kind in enumerate(kinds)]
+        taken = [
+            (kind, *seconds(host, Path(scratch) / str(index), kind))
+            for index, kind in enumerate(kinds)
+        ]
         host.close()
     plain = statistics.mean(step for kind, step, _ in taken if kind == "diffusion_trainer")
     ours = statistics.mean(step for kind, step, _ in taken if kind == "SOARTrainer")
     free = statistics.mean(forward for kind, _, forward in taken if kind == "SOARTrainer")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
+    ).stdout
     result = {
         "date": str(date.today()), "commit": commit.strip(),
         "hardware": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
-        "host": (Path(ROOT) / "version.py").read_text().split('"')[1], "model": MODEL, "num_aux_points": POINTS,
-        "plain_seconds": round(plain, 3), "soar_seconds": round(ours, 3), "unconditional_seconds": round(free, 3),
+        "host": (Path(ROOT) / "version.py").read_text().split('"')[1], "model": MODEL,
+        "num_aux_points": POINTS,
+        "plain_seconds": round(plain, 3), "soar_seconds": round(ours, 3),
+        "unconditional_seconds": round(free, 3),
         "ratio": round(ours / plain, 3), "floor": round(POINTS + 1 + free / plain, 3),
         "over_the_floor": round(ours / ((POINTS + 1) * plain + free), 3),
     }  # fmt: skip
-    (REPOSITORY / "benchmarks" / "results" / "host_step_time.json").write_text(json.dumps(result, indent=1) + "\n")
+    (REPOSITORY / "benchmarks" / "results" / "host_step_time.json").write_text(
+        json.dumps(result, indent=1) + "\n"
+    )
     print(json.dumps(result, indent=1))
 
 

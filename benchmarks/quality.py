@@ -1,15 +1,18 @@
-"""What SOAR buys on the bundled model, where quality is read exactly from the pixels: at equal steps and at equal compute.
+"""What SOAR buys on the bundled model, where quality is read exactly from the pixels: at equal
+steps and at equal compute.
 
-`python benchmarks/quality.py` runs the study's cells in the order of their importance and writes each to results/quality; a
-cell that is there is skipped, so the study can be stopped at any time. `--share 0/2` and `--share 1/2` split it between two
-processes, `--groups sweep` takes a part of it. `--report` makes RESULTS.md and the README's table of what is there; `--quick`
-runs a small version in minutes, into another folder.
+`python benchmarks/quality.py` runs the study's cells in the order of their importance and writes
+each to results/quality; a cell that is there is skipped, so the study can be stopped at any time.
+`--share 0/2` and `--share 1/2` split it between two processes, `--groups sweep` takes a part of it.
+`--report` makes RESULTS.md and the README's table of what is there; `--quick` runs a small version
+in minutes, into another folder.
 
-Two processes on two cores run three seeds of every arm and of the sweeps in 6 hours (`--minutes`); the main arms' seeds 3
-and 4, the longer baselines and more samplings of 30 steps (`thirty`) take 3.6 hours more.
+Two processes on two cores run three seeds of every arm and of the sweeps in 6 hours (`--minutes`);
+the main arms' seeds 3 and 4, the longer baselines and more samplings of 30 steps (`thirty`) take
+3.6 hours more.
 
-All arms of a seed see the same pictures, noise and base levels, and are sampled from the same starting noise.
-"""
+All arms of a seed see the same pictures, noise and base levels, and are sampled from the same
+starting noise."""
 
 import argparse
 import json
@@ -33,18 +36,18 @@ from PIL import Image
 from scipy import linalg, ndimage
 from torch import Tensor
 
-from soarflow.cli import BUNDLED
+from soarflow.bundled.demo import job_document
+from soarflow.bundled.pretrain import pixels_of
+from soarflow.bundled.scoring import CAPTION_SEED
 from soarflow.engine.families import Family, Features, load_family
 from soarflow.engine.job import Job, read_job
 from soarflow.engine.sampling import grid, sample
 from soarflow.engine.training import Run, train
 from soarflow.objective import soar_backward
 from soarflow.probe import exposure_bias
-from soarflow.tinyscenes.benchmark import CAPTION_SEED
+from soarflow.tinyscenes import BUNDLED
 from soarflow.tinyscenes.captions import CATEGORIES, Caption, draw_captions
-from soarflow.tinyscenes.demo import job_document
 from soarflow.tinyscenes.evaluator import evaluate_image
-from soarflow.tinyscenes.pretrain import pixels_of
 from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render, write_clean_set
 
 HERE = Path(__file__).parent
@@ -100,14 +103,20 @@ class Cell:
     @property
     def samplings(self) -> list[tuple[float, int]]:
         """The group's; every group's for the base, which all are compared with."""
-        return SAMPLINGS[self.group] if self.steps else list(dict.fromkeys(chain(*SAMPLINGS.values())))
+        return (
+            SAMPLINGS[self.group] if self.steps else list(dict.fromkeys(chain(*SAMPLINGS.values())))
+        )
 
 
 def cells() -> Iterator[Cell]:
     """The study, the most telling cells first."""
     soar = {"num_steps": 30, "cfg_scale": 4.5, "correction_weight": 1, "num_aux_points": 4}
     off, levels = {**soar, "correction_weight": 0}, {**soar, "rollout": "none"}
-    hard = {**soar, "num_steps": 4, "cfg_scale": 1}  # where the objective pulls most towards the mean
+    hard = {
+        **soar,
+        "num_steps": 4,
+        "cfg_scale": 1,
+    }  # where the objective pulls most towards the mean
     budget = round(STEPS * 16 / 3)  # what SOAR at N = 4 computes, in steps of SFT
     baselines = ("scheduled_sampling", "reflexflow")  # 7 forwards a step, SFT has 3
 
@@ -130,7 +139,8 @@ def cells() -> Iterator[Cell]:
         yield from more_arms(seed, "main")
 
     def full(seed: int) -> Iterator[Cell]:
-        """All weights, for the equal number of steps and for as many as plain SFT needs to learn something."""
+        """All weights, for the equal number of steps and for as many as plain SFT needs to learn
+        something."""
         make = partial(Cell, seed=seed, group="full", steps=budget)
         yield make("SOAR", soar=soar)
         yield make("SFT N levels", soar=levels)
@@ -177,11 +187,18 @@ class Trained:
         self.losses: list[dict] = []
         if cell.steps:
             job = make_job(cell, folder)
-            outcome = train(job, say=lambda _: None, make_run=lambda job: make_run(job, cell.objective))
-            metrics = [json.loads(line) for line in (job.save_root / "metrics.jsonl").read_text().splitlines()]
+            outcome = train(
+                job, say=lambda _: None, make_run=lambda job: make_run(job, cell.objective)
+            )
+            metrics = [
+                json.loads(line)
+                for line in (job.save_root / "metrics.jsonl").read_text().splitlines()
+            ]
             self.losses = metrics[:: max(len(metrics) // 20, 1)]
             if cell.network == "lora":
-                self.family.pipeline.load_lora_weights(str(outcome.weights.parent), weight_name=outcome.weights.name)
+                self.family.pipeline.load_lora_weights(
+                    str(outcome.weights.parent), weight_name=outcome.weights.name
+                )
                 self.family.pipeline.fuse_lora()
                 self.family.pipeline.unload_lora_weights()
             else:
@@ -192,7 +209,8 @@ class Trained:
 
 @cache
 def sampling_family() -> Family:
-    """The pipeline that draws every cell's pictures: bf16 and compiled, which halves the time of the study on a CPU."""
+    """The pipeline that draws every cell's pictures: bf16 and compiled, which halves the time of
+    the study on a CPU."""
     family = load_family("zimage", str(BUNDLED), torch.bfloat16, "cpu")
     family.pipeline.vae.float()
     for layer in family.pipeline.transformer.layers:
@@ -220,7 +238,8 @@ def make_run(job: Job, objective: str) -> Run:
 
 
 def features(family: Family, images: list[Image.Image]) -> np.ndarray:
-    """A fixed feature space: the bundled VAE's latents, averaged over 4 x 4 regions; (number, 64)."""
+    """A fixed feature space: the bundled VAE's latents, averaged over 4 x 4 regions; (number,
+    64)."""
     latents = torch.cat([family.encode_images(batch) for batch in pixels_of(images).split(100)])
     return torch.nn.functional.adaptive_avg_pool2d(latents, 4).flatten(1).double().numpy()
 
@@ -229,7 +248,10 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
     """Frechet distance of two normal distributions with the samples' means and covariances."""
     covariances = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
     root = np.real(linalg.sqrtm(covariances[0] @ covariances[1]))
-    return float(((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root))
+    return float(
+        ((one.mean(0) - other.mean(0)) ** 2).sum()
+        + np.trace(covariances[0] + covariances[1] - 2 * root)
+    )
 
 
 def sharpness(images: list[Image.Image]) -> float:
@@ -238,23 +260,32 @@ def sharpness(images: list[Image.Image]) -> float:
     return float(np.sqrt((ndimage.laplace(pictures, mode="nearest")[:, 1:-1, 1:-1] ** 2).mean()))
 
 
-def draw(family: Family, captions: list[Caption], guidance: float, steps: int, seed: int) -> list[Image.Image]:
+def draw(
+    family: Family, captions: list[Caption], guidance: float, steps: int, seed: int
+) -> list[Image.Image]:
     seeds = [seed * 1_000_003 + index for index in range(len(captions))]
     texts = [str(caption) for caption in captions]
-    return sample(family, texts, seeds, width=SIZE, height=SIZE, guidance_scale=guidance, steps=steps)
+    return sample(
+        family, texts, seeds, width=SIZE, height=SIZE, guidance_scale=guidance, steps=steps
+    )
 
 
 def measure(family: Family, number: int, samplings: list[tuple[float, int]]) -> dict:
-    """What is measured of a model's pictures; verdicts are kept by caption, for paired comparisons."""
+    """What is measured of a model's pictures; verdicts are kept by caption, for paired
+    comparisons."""
     sampler = sampling_family()
     sampler.pipeline.transformer.load_state_dict(family.pipeline.transformer.state_dict())
     captions = draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
-    reference = [render(scene.things) for scene in draw_scenes(REFERENCE_SEED, number, held_out=True)]
+    reference = [
+        render(scene.things) for scene in draw_scenes(REFERENCE_SEED, number, held_out=True)
+    ]
     reference_features = features(family, reference)
     rows = {}
     for guidance, steps in samplings:
         images = draw(sampler, captions, guidance, steps, seed=42)
-        verdicts = [evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)]
+        verdicts = [
+            evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)
+        ]
         rows[f"{guidance}/{steps}"] = {
             "correct": "".join(str(int(verdict.correct)) for verdict in verdicts),
             "score": [round(verdict.score, 3) for verdict in verdicts],
@@ -264,7 +295,10 @@ def measure(family: Family, number: int, samplings: list[tuple[float, int]]) -> 
     guidance, steps = samplings[0]
     few = [caption for caption in captions[: 2 * len(CATEGORIES)] for _ in range(8)]
     groups = features(family, draw(sampler, few, guidance, steps, seed=43)).reshape(-1, 8, 64)
-    distances = [np.linalg.norm(group[:, None] - group[None], axis=-1)[np.triu_indices(8, 1)].mean() for group in groups]
+    distances = [
+        np.linalg.norm(group[:, None] - group[None], axis=-1)[np.triu_indices(8, 1)].mean()
+        for group in groups
+    ]
     return {"samplings": rows, "variety": round(float(np.mean(distances)), 4)}
 
 
@@ -272,7 +306,11 @@ def encode_held_out(family: Family, number: int, seed: int) -> tuple[Tensor, Fea
     """Latents of held-out pictures, their captions encoded, and as many empty captions."""
     scenes = draw_scenes(seed, number, held_out=True)
     x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
-    return x0, family.encode_text([str(scene.caption) for scene in scenes]), family.encode_text([""]) * number
+    return (
+        x0,
+        family.encode_text([str(scene.caption) for scene in scenes]),
+        family.encode_text([""]) * number,
+    )
 
 
 def probe(family: Family) -> dict:
@@ -285,7 +323,9 @@ def probe(family: Family) -> dict:
             lambda z, sigma: family.predict(z, sigma, cond), x0, noise,
             predict_uncond=lambda z, sigma: family.predict(z, sigma, empty), cfg_scale=scale,
         )  # fmt: skip
-        biases[str(scale)] = {key: [round(float(value), 5) for value in values] for key, values in vars(bias).items()}
+        biases[str(scale)] = {
+            key: [round(float(value), 5) for value in values] for key, values in vars(bias).items()
+        }
     return biases
 
 
@@ -296,11 +336,16 @@ def run_cell(cell: Cell, results: Path, number: int, samplings: list[tuple[float
     measures = measure(trained.family, number, samplings)
     if cell.group != "sweep":  # a fifth of a short cell's time
         measures["exposure_bias"] = probe(trained.family)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
     record = {
-        "cell": {**vars(cell), "network": cell.network}, "date": date.today().isoformat(), "commit": commit, "number": number,
-        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "training_seconds": round(trained.seconds, 1), "measuring_seconds": round(time.perf_counter() - start, 1),
+        "cell": {**vars(cell), "network": cell.network}, "date": date.today().isoformat(),
+        "commit": commit, "number": number,
+        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch "
+            f"{torch.__version__}",
+        "training_seconds": round(trained.seconds, 1),
+        "measuring_seconds": round(time.perf_counter() - start, 1),
         "metrics": trained.losses, **measures,
     }  # fmt: skip
     partial_file = results / f"{cell.name}.partial"
@@ -309,8 +354,11 @@ def run_cell(cell: Cell, results: Path, number: int, samplings: list[tuple[float
 
 
 def write_pictures(group: str, file: Path) -> None:
-    """Trains a group's first seed again and draws captions from the same noise: a row for the base and for each arm."""
-    captions = draw_captions(np.random.default_rng(CAPTION_SEED), 2 * len(CATEGORIES), held_out=True)
+    """Trains a group's first seed again and draws captions from the same noise: a row for the base
+    and for each arm."""
+    captions = draw_captions(
+        np.random.default_rng(CAPTION_SEED), 2 * len(CATEGORIES), held_out=True
+    )
     guidance, steps = SAMPLINGS[group][-1]
     images = []
     for cell in cells():
@@ -323,13 +371,21 @@ def write_pictures(group: str, file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", default="0/1", help="this process's share of the cells, as index/number of processes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--share",
+        default="0/1",
+        help="this process's share of the cells, as index/number of processes",
+    )
     parser.add_argument("--groups", nargs="+", choices=SAMPLINGS, default=list(SAMPLINGS))
     parser.add_argument("--minutes", type=float, default=360, help="start no cell after this time")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--pictures", choices=("pull",), help="draw pictures of a group's arms, and nothing else")
+    parser.add_argument(
+        "--pictures", choices=("pull",), help="draw pictures of a group's arms, and nothing else"
+    )
     args = parser.parse_args()
     if args.report:
         import report
@@ -353,7 +409,8 @@ def main() -> None:
         run_cell(cell, results, number, SAMPLINGS["sweep"] if args.quick else cell.samplings)
         row = json.loads((results / f"{cell.name}.json").read_text())
         correct = next(iter(row["samplings"].values()))["correct"]
-        times = f"trained in {row['training_seconds']:.0f} s, measured in {row['measuring_seconds']:.0f} s"
+        training, measuring = row["training_seconds"], row["measuring_seconds"]
+        times = f"trained in {training:.0f} s, measured in {measuring:.0f} s"
         print(f"{cell.name}: {correct.count('1') / number:.1%} of {number}, {times}", flush=True)
 
 

@@ -1,4 +1,5 @@
-"""benchmarks/RESULTS.md from the quality study's cells: a plain summary, tables and plots, every number read from the JSON."""
+"""benchmarks/RESULTS.md from the quality study's cells: a plain summary, tables and plots, every
+number read from the JSON."""
 
 import itertools
 import json
@@ -27,12 +28,15 @@ NAMES = {
 DEFAULTS = vars(SOARConfig())
 CONTROLS: dict[str, Callable[["Study", "Key", "Key"], bool]] = {
     "plain SFT, equal steps": lambda study, key, other: other[1:] == ("SFT", key[2]),
-    "as many ordinary points (N levels)": lambda study, key, other: other[1:] == ("SFT N levels", key[2]),
+    "as many ordinary points (N levels)": lambda study, key, other: (
+        other[1:] == ("SFT N levels", key[2])
+    ),
     "plain SFT, equal compute": lambda study, key, other: (
         other[1] == "SFT" and abs(study.compute(other) / study.compute(key) - 1) < 0.07
     ),
 }
-"""What a gain has to survive. Compute is equal to 7 %: a rollout without guidance saves a forward, 6 % at N = 4."""
+"""What a gain has to survive. Compute is equal to 7 %: a rollout without guidance saves a forward,
+6 % at N = 4."""
 README_MARKS = "<!-- made by benchmarks/quality.py --report -->", "<!-- end -->"
 VERDICTS = {"correct": "captions right", "score": "graded score"}
 """What each caption's picture is judged by."""
@@ -52,10 +56,11 @@ class Estimate:
 
     @classmethod
     def of(cls, values: list[float] | np.ndarray) -> "Estimate":
-        """From one value a seed, or (seeds, captions): then the interval covers the draw of the captions too.
+        """From one value a seed, or (seeds, captions): then the interval covers the draw of the
+        captions too.
 
-        Seeds: Student's t. Captions: normal, from the means over seeds. The two are added in quadrature.
-        """
+        Seeds: Student's t. Captions: normal, from the means over seeds. The two are added in
+        quadrature."""
         values = np.asarray(values, dtype=float)
         if not len(values):
             return cls(math.nan, math.nan, 0)
@@ -68,7 +73,11 @@ class Estimate:
         return cls(float(by_seed.mean()), float(half), len(values))
 
     def __str__(self) -> str:
-        return "" if math.isnan(self.mean) else f"{self.mean:.3f}" + ("" if math.isnan(self.half) else f" ± {self.half:.3f}")
+        return (
+            ""
+            if math.isnan(self.mean)
+            else f"{self.mean:.3f}" + ("" if math.isnan(self.half) else f" ± {self.half:.3f}")
+        )
 
     @property
     def signed(self) -> str:
@@ -109,23 +118,37 @@ class Study:
             records.sort(key=lambda record: record["cell"]["seed"])
 
     def samplings(self, group: str) -> list[str]:
-        """The sampling settings of a group, "guidance/steps"; the first is where arms are compared in the summary."""
-        return list(next(records for key, records in self.cells.items() if key[0] == group and key[2])[0]["samplings"])
+        """The sampling settings of a group, "guidance/steps"; the first is where arms are compared
+        in the summary."""
+        return list(
+            next(records for key, records in self.cells.items() if key[0] == group and key[2])[0][
+                "samplings"
+            ]
+        )
 
     def estimate(self, key: Key, sampling: str, name: str = "correct") -> Estimate:
         """The mean of one of VERDICTS or WHOLE."""
-        return Estimate.of(np.array([_values(record, sampling, name) for record in self.cells[key]]))
+        return Estimate.of(
+            np.array([_values(record, sampling, name) for record in self.cells[key]])
+        )
 
     def difference(self, key: Key, other: Key, sampling: str, name: str = "correct") -> Estimate:
-        """key - other, paired by seed, caption and starting noise, over the seeds that both have; the base has one for all."""
+        """key - other, paired by seed, caption and starting noise, over the seeds that both have;
+        the base has one for all."""
         pairs = self._pairs(key, other)
-        return Estimate.of(np.array([_values(a, sampling, name) - _values(b, sampling, name) for a, b in pairs]))
+        return Estimate.of(
+            np.array([_values(a, sampling, name) - _values(b, sampling, name) for a, b in pairs])
+        )
 
     def _pairs(self, key: Key, other: Key) -> list[tuple[dict, dict]]:
         by_seed = {record["cell"]["seed"]: record for record in self.cells[other]}
         if not other[2]:
             by_seed = {record["cell"]["seed"]: self.cells[other][0] for record in self.cells[key]}
-        return [(record, by_seed[record["cell"]["seed"]]) for record in self.cells[key] if record["cell"]["seed"] in by_seed]
+        return [
+            (record, by_seed[record["cell"]["seed"]])
+            for record in self.cells[key]
+            if record["cell"]["seed"] in by_seed
+        ]
 
     def compute(self, key: Key) -> int:
         """What the arm's training computed, in steps of plain SFT."""
@@ -138,7 +161,14 @@ class Study:
         """A group's arms: the base, plain SFT, SOAR, then the others, each by training steps."""
         order = ["base", "SFT", "SOAR", "shuffled_error", "SFT N levels"]
         keys = [key for key in self.cells if key[0] == group or not key[2]]
-        return sorted(keys, key=lambda key: (order.index(key[1]) if key[1] in order else len(order), key[1], key[2]))
+        return sorted(
+            keys,
+            key=lambda key: (
+                order.index(key[1]) if key[1] in order else len(order),
+                key[1],
+                key[2],
+            ),
+        )
 
     def label(self, key: Key) -> str:
         """An arm in words, with the settings in which it differs from the method's defaults."""
@@ -146,13 +176,20 @@ class Study:
             return key[1]
         soar = self.cells[key][0]["cell"]["soar"]
         changed = [
-            f"{name} {soar[name]}" for name in ("num_steps", "cfg_scale") if soar.get(name, DEFAULTS[name]) != DEFAULTS[name]
+            f"{name} {soar[name]}"
+            for name in ("num_steps", "cfg_scale")
+            if soar.get(name, DEFAULTS[name]) != DEFAULTS[name]
         ]
         return ", ".join([NAMES.get(key[1], key[1]), *changed, f"{key[2]} steps"])
 
     def find(self, group: str, arm: str) -> Key | None:
-        """A group's arm, trained for the fewest steps (the study's equal number); None where it has not run."""
-        return min((key for key in self.cells if key[:2] == (group, arm)), key=lambda key: key[2], default=None)
+        """A group's arm, trained for the fewest steps (the study's equal number); None where it has
+        not run."""
+        return min(
+            (key for key in self.cells if key[:2] == (group, arm)),
+            key=lambda key: key[2],
+            default=None,
+        )
 
 
 def _values(record: dict, sampling: str, name: str) -> np.ndarray:
@@ -160,7 +197,9 @@ def _values(record: dict, sampling: str, name: str) -> np.ndarray:
     if name in VERDICTS:
         return np.array([float(each) for each in record["samplings"][sampling][name]])
     if name == "variety":  # measured at a cell's first sampling alone
-        return np.array(record["variety"] if sampling == next(iter(record["samplings"])) else math.nan)
+        return np.array(
+            record["variety"] if sampling == next(iter(record["samplings"])) else math.nan
+        )
     if name == "exposure bias":
         bias = record["exposure_bias"]["2.5"]
         index = int(np.argmin(np.abs(np.array(bias["sigma"]) - 0.4)))
@@ -174,7 +213,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write(folder: Path, file: Path, readme: Path | None = None) -> None:
-    """Writes the report, its plots beside it, and the README's table. Raises ValueError where there is no cell yet."""
+    """Writes the report, its plots beside it, and the README's table. Raises ValueError where there
+    is no cell yet."""
     if not list(folder.glob("*.json")):
         raise ValueError(f"{folder} has no results yet: run benchmarks/quality.py first")
     study = Study(folder)
@@ -183,11 +223,14 @@ def write(folder: Path, file: Path, readme: Path | None = None) -> None:
     if readme:
         before, start, rest = readme.read_text(encoding="utf-8").partition(README_MARKS[0])
         _, end, after = rest.partition(README_MARKS[1])
-        readme.write_text(f"{before}{start}\n\n{readme_table(study)}\n\n{end}{after}", encoding="utf-8")
+        readme.write_text(
+            f"{before}{start}\n\n{readme_table(study)}\n\n{end}{after}", encoding="utf-8"
+        )
 
 
 def readme_table(study: Study) -> str:
-    """The main arms, each at two samplings: captions right, and the graded score against SOAR's, paired."""
+    """The main arms, each at two samplings: captions right, and the graded score against SOAR's,
+    paired."""
     samplings = [each for each in ("2.5/30", "1.0/8") if each in study.samplings("main")]
     soar = study.find("main", "SOAR")
     rows = []
@@ -195,17 +238,27 @@ def readme_table(study: Study) -> str:
         row = [study.label(key), str(study.compute(key)), str(len(study.cells[key]))]
         for sampling in samplings:
             row.append(f"{100 * study.estimate(key, sampling).mean:.1f} %")
-            difference = study.difference(soar, key, sampling, "score") if key[2] and key != soar else None
+            difference = (
+                study.difference(soar, key, sampling, "score") if key[2] and key != soar else None
+            )
             row.append(difference.judged if difference else "")
         rows.append(row)
-    heads = [f"{words} {each}" for each in samplings for words in ("captions right,", "SOAR's graded score against it,")]
+    heads = [
+        f"{words} {each}"
+        for each in samplings
+        for words in ("captions right,", "SOAR's graded score against it,")
+    ]
     return table(["arm", "compute", "seeds", *heads], rows)
 
 
 def text(study: Study) -> str:
     groups = {key[0] for key in study.cells if key[2]}
     parts = [_heading(study), summary(study)]
-    titles = {"main": "LoRA, rank 16", "thirty": "LoRA, rank 16: 30 sampling steps", "full": "Full fine-tune"}
+    titles = {
+        "main": "LoRA, rank 16",
+        "thirty": "LoRA, rank 16: 30 sampling steps",
+        "full": "Full fine-tune",
+    }
     for group, title in titles.items():
         if group in groups:
             parts += _arm_tables(study, title, group)
@@ -222,13 +275,21 @@ def text(study: Study) -> str:
 
 def _heading(study: Study) -> str:
     records = list(itertools.chain(*study.cells.values()))
-    commits, hardware = ("; ".join(sorted({record[key] for record in records})) for key in ("commit", "hardware"))
-    hours = sum(record["training_seconds"] + record["measuring_seconds"] for record in records) / 3600
+    commits, hardware = (
+        "; ".join(sorted({record[key] for record in records})) for key in ("commit", "hardware")
+    )
+    hours = (
+        sum(record["training_seconds"] + record["measuring_seconds"] for record in records) / 3600
+    )
     return (
-        f"# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` from {len(records)} cells,\n"
-        f"{records[0]['number']} held-out captions each, {hours:.1f} hours of one process; commits {commits};\n{hardware}.\n\n"
-        "Intervals are 95 %, over training seeds and, where a caption has a verdict, over captions. Differences are paired by\n"
-        "seed, caption and starting noise; one inside its interval is called none. `compute` counts the training in steps of\n"
+        "# What SOAR buys on the bundled model\n\nMade by `python benchmarks/quality.py --report` "
+        f"from {len(records)} cells,\n"
+        f"{records[0]['number']} held-out captions each, {hours:.1f} hours of one process; commits "
+        f"{commits};\n{hardware}.\n\n"
+        "Intervals are 95 %, over training seeds and, where a caption has a verdict, over "
+        "captions. Differences are paired by\n"
+        "seed, caption and starting noise; one inside its interval is called none. `compute` "
+        "counts the training in steps of\n"
         "plain SFT. Sampling settings read guidance/steps."
     )
 
@@ -239,7 +300,9 @@ def summary(study: Study) -> str:
     if not (base and sft and soar):
         return ""
     first, comparisons = study.samplings("main")[0], controlled(study)
-    rates = ", ".join(f"{study.label(key)} {study.estimate(key, first).mean:.1%}" for key in (base, sft, soar))
+    rates = ", ".join(
+        f"{study.label(key)} {study.estimate(key, first).mean:.1%}" for key in (base, sft, soar)
+    )
     lines = [f"- LoRA: captions drawn right at {first}: {rates}.", *_counts(comparisons)]
     if levels := study.find("main", "SFT N levels"):
         changes = ", ".join(
@@ -248,9 +311,18 @@ def summary(study: Study) -> str:
             if (difference := study.difference(soar, levels, first, name)).seeds > 1
         )
         if changes:
-            lines.append(f"- What the rollout changes against the same number of ordinary points: {changes}.")
+            lines.append(
+                f"- What the rollout changes against the same number of ordinary points: {changes}."
+            )
     lines += _best(study) + _pull_in_short(study)
-    return "\n\n".join(["## In short", "\n".join(lines), *_against_controls(study, comparisons), *_taught(study, base)])
+    return "\n\n".join(
+        [
+            "## In short",
+            "\n".join(lines),
+            *_against_controls(study, comparisons),
+            *_taught(study, base),
+        ]
+    )
 
 
 def _taught(study: Study, base: Key) -> list[str]:
@@ -271,7 +343,9 @@ def controlled(study: Study) -> list[Comparison]:
     found = []
     for group in GROUPS:
         arms = study.arms(group)
-        for key, other, sampling in itertools.product(arms, arms, study.samplings(group) if arms[1:] else ()):
+        for key, other, sampling in itertools.product(
+            arms, arms, study.samplings(group) if arms[1:] else ()
+        ):
             if key[1] not in ("SOAR", "shuffled_error") or not other[2]:
                 continue
             for name, holds in CONTROLS.items():
@@ -287,12 +361,21 @@ def _counts(comparisons: list[Comparison]) -> list[str]:
     for arm in ("SOAR", "shuffled_error"):
         counts = []
         for name in CONTROLS:
-            verdicts = [change.verdict() for control, key, *_, change in comparisons if (control, key[1]) == (name, arm)]
+            verdicts = [
+                change.verdict()
+                for control, key, *_, change in comparisons
+                if (control, key[1]) == (name, arm)
+            ]
             if verdicts:
-                words = ", ".join(f"{verdicts.count(each)} {each}" for each in ("better", "worse", "none"))
+                words = ", ".join(
+                    f"{verdicts.count(each)} {each}" for each in ("better", "worse", "none")
+                )
                 counts.append(f"against {name} {words}")
         if counts:
-            lines.append(f"- {NAMES.get(arm, arm)}, graded score over trainings and samplings: {'; '.join(counts)}.")
+            lines.append(
+                f"- {NAMES.get(arm, arm)}, graded score over trainings and samplings: "
+                f"{'; '.join(counts)}."
+            )
     return lines
 
 
@@ -322,7 +405,8 @@ def _best(study: Study) -> list[str]:
         verdict: [
             f"{_setting(key)} ({difference.signed})"
             for key in sorted(swept)
-            if key != default and (difference := study.difference(key, default, first, "score")).verdict() == verdict
+            if key != default
+            and (difference := study.difference(key, default, first, "score")).verdict() == verdict
         ]
         for verdict in ("better", "worse")
     }
@@ -331,11 +415,14 @@ def _best(study: Study) -> list[str]:
     cheap = max(swept, key=gains.__getitem__)
     return [
         *(
-            f"- Settings {verdict} than the defaults in graded score at {first}: {', '.join(names) or 'none'}."
+            f"- Settings {verdict} than the defaults in graded score at {first}: "
+            f"{', '.join(names) or 'none'}."
             for verdict, names in found.items()
         ),
-        f"- {len(swept) - 1} settings were compared with the defaults; about one in twenty leaves its interval by chance.",
-        f"- The highest graded score of the sweep at {first}: {_setting(best)} ({study.estimate(best, first, 'score')}); "
+        f"- {len(swept) - 1} settings were compared with the defaults; about one in twenty leaves "
+        "its interval by chance.",
+        f"- The highest graded score of the sweep at {first}: {_setting(best)} "
+        f"({study.estimate(best, first, 'score')}); "
         f"the most gain over the base per 100 of compute: {_setting(cheap)} ({gains[cheap]:+.4f}; "
         f"{study.label(sft)}: {gains[sft]:+.4f}).",
     ]
@@ -347,9 +434,15 @@ def _pull_in_short(study: Study) -> list[str]:
     changes = [
         f"{NAMES.get(key[1], key[1])} {difference.directed}"
         for key in arms
-        if (difference := study.difference(key, levels, study.samplings("pull")[0], "sharpness")).seeds > 1
+        if (
+            difference := study.difference(key, levels, study.samplings("pull")[0], "sharpness")
+        ).seeds
+        > 1
     ]
-    heading = "- Sharpness where the pull is strongest (`num_steps: 4`, `cfg_scale: 1`), against as many ordinary points"
+    heading = (
+        "- Sharpness where the pull is strongest (`num_steps: 4`, `cfg_scale: 1`), against as many "
+        "ordinary points"
+    )
     return [f"{heading}: {', '.join(changes)}."] if changes else []
 
 
@@ -369,16 +462,22 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
     for name, words in VERDICTS.items():
         rows = [
             [study.label(key), str(study.compute(key)), str(len(study.cells[key])), *(
-                str(study.estimate(key, sampling, name)) if sampling in study.cells[key][0]["samplings"] else ""
+                str(study.estimate(key, sampling,
+                name)) if sampling in study.cells[key][0]["samplings"] else ""
                 for sampling in samplings
             )]
             for key in arms
         ]  # fmt: skip
         parts += [f"### {words.capitalize()}", table(["arm", "compute", "seeds", *samplings], rows)]
-    others = [[study.label(key), *(str(study.estimate(key, first, name)) for name in WHOLE)] for key in arms]
+    others = [
+        [study.label(key), *(str(study.estimate(key, first, name)) for name in WHOLE)]
+        for key in arms
+    ]
     parts += [
-        f"### Other measures, at {first}\n\nFrechet distance to held-out pictures in the VAE's latents; sharpness: root mean "
-        "square of the Laplacian;\nvariety: mean distance of eight pictures of a caption; exposure bias: error on the model's "
+        f"### Other measures, at {first}\n\nFrechet distance to held-out pictures in the VAE's "
+        "latents; sharpness: root mean "
+        "square of the Laplacian;\nvariety: mean distance of eight pictures of a caption; exposure "
+        "bias: error on the model's "
         "own states at sigma 0.4\nover the error on the path.",
         table(["arm", "Frechet distance", "sharpness", "variety", "exposure bias"], others),
     ]
@@ -388,10 +487,21 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
         parts += [f"### {words.capitalize()} by category, at {first}", table(["arm", *heads], rows)]
     for soar in (key for key in arms if key[1] == "SOAR"):
         rows = []
-        for other, sampling in itertools.product((key for key in arms if key[2] and key != soar), samplings):
+        for other, sampling in itertools.product(
+            (key for key in arms if key[2] and key != soar), samplings
+        ):
             rate, score = (study.difference(soar, other, sampling, name) for name in VERDICTS)
             if rate.seeds:
-                rows.append([study.label(other), sampling, rate.signed, rate.verdict(), score.signed, score.verdict()])
+                rows.append(
+                    [
+                        study.label(other),
+                        sampling,
+                        rate.signed,
+                        rate.verdict(),
+                        score.signed,
+                        score.verdict(),
+                    ]
+                )
         header = ["against", "sampling", "captions right", "SOAR is", "graded score", "SOAR is"]
         parts += [f"### {study.label(soar)}, against each arm", table(header, rows)] if rows else []
     return parts
@@ -399,7 +509,9 @@ def _arm_tables(study: Study, title: str, group: str) -> list[str]:
 
 def _by_category(study: Study, key: Key, sampling: str, name: str) -> list[str]:
     verdicts = np.stack([_values(record, sampling, name) for record in study.cells[key]])
-    by_category = (verdicts[:, index :: len(CATEGORIES)] for index in range(len(CATEGORIES)))  # captions come in turn
+    by_category = (
+        verdicts[:, index :: len(CATEGORIES)] for index in range(len(CATEGORIES))
+    )  # captions come in turn
     return [f"{each.mean():.2f}" if each.size else "" for each in by_category]
 
 
@@ -409,17 +521,27 @@ def _sweeps(study: Study) -> list[str]:
         return []
     first = study.samplings("sweep")[0]
     rows = []
-    for key in sorted((key for key in study.cells if key[0] == "sweep"), key=lambda key: (key != default, key[1])):
+    for key in sorted(
+        (key for key in study.cells if key[0] == "sweep"), key=lambda key: (key != default, key[1])
+    ):
         rate, score = (study.difference(key, default, first, name) for name in VERDICTS)
-        judged = [rate.signed, rate.verdict(), score.signed, score.verdict()] if key != default else [""] * 4
+        judged = (
+            [rate.signed, rate.verdict(), score.signed, score.verdict()]
+            if key != default
+            else [""] * 4
+        )
         rows.append([
-            _setting(key), str(study.compute(key)), str(len(study.cells[key])), str(study.estimate(key, first, "score")),
-            *judged, str(study.estimate(key, first, "sharpness")), str(study.estimate(key, first, "variety")),
+            _setting(key), str(study.compute(key)), str(len(study.cells[key])),
+            str(study.estimate(key, first, "score")),
+            *judged, str(study.estimate(key, first, "sharpness")), str(study.estimate(key, first,
+            "variety")),
             f"{_gain_per_compute(study, key, base, first):.4f}",
         ])  # fmt: skip
     header = [
-        "setting", "compute", "seeds", f"graded score at {first}", "captions right against the defaults", "is",
-        "graded score against the defaults", "is", "sharpness", "variety", "score gained over the base per 100 of compute",
+        "setting", "compute", "seeds", f"graded score at {first}",
+        "captions right against the defaults", "is",
+        "graded score against the defaults", "is", "sharpness", "variety",
+        "score gained over the base per 100 of compute",
     ]  # fmt: skip
     return ["## Sweeps: one setting changed, LoRA", table(header, rows)]
 
@@ -433,7 +555,12 @@ def _pull(study: Study) -> list[str]:
         if not key[2]:
             continue
         score = study.difference(key, levels, sampling, "score")
-        row = [study.label(key), sampling, str(len(study.cells[key])), str(study.estimate(key, sampling, "score"))]
+        row = [
+            study.label(key),
+            sampling,
+            str(len(study.cells[key])),
+            str(study.estimate(key, sampling, "score")),
+        ]
         row.append("" if key == levels else score.judged)
         for name in ("sharpness", "variety"):
             row.append(str(study.estimate(key, sampling, name)))
@@ -452,16 +579,19 @@ def _pull(study: Study) -> list[str]:
         "against N levels",
     ]
     return [
-        "## The pull towards the mean, in the pictures\n\nWhere it is strongest in theory: `num_steps: 4`, `cfg_scale: 1`. "
+        "## The pull towards the mean, in the pictures\n\nWhere it is strongest in theory: "
+        "`num_steps: 4`, `cfg_scale: 1`. "
         "Against the same number of ordinary points;\n`docs/contraction.md` has the theory.",
         table(header, rows),
-        "Rows: base, SOAR, N levels, SOAR with step_error: another, with a random sign; the same captions and noise, 8 steps\n"
+        "Rows: base, SOAR, N levels, SOAR with step_error: another, with a random sign; the same "
+        "captions and noise, 8 steps\n"
         "without guidance.\n\n![Pictures of the arms](results/pull.png)",
     ]
 
 
 def _swept(study: Study) -> dict[str, list[tuple[float, Key]]]:
-    """Settings of which at least three values were tried in two seeds or more -> (value, arm), the default among them."""
+    """Settings of which at least three values were tried in two seeds or more -> (value, arm), the
+    default among them."""
     default = study.find("sweep", "defaults")
     if not default or len(study.cells[default]) < 2:
         return {}
@@ -470,7 +600,11 @@ def _swept(study: Study) -> dict[str, list[tuple[float, Key]]]:
         name, _, value = key[1].partition(" ")
         if key[0] == "sweep" and len(records) > 1 and value.replace(".", "").isdigit():
             swept.setdefault(name, []).append((float(value), key))
-    return {name: sorted([*values, (DEFAULTS[name], default)]) for name, values in swept.items() if len(values) > 1}
+    return {
+        name: sorted([*values, (DEFAULTS[name], default)])
+        for name, values in swept.items()
+        if len(values) > 1
+    }
 
 
 def _plots(study: Study, folder: Path) -> None:
@@ -488,11 +622,19 @@ def _plots(study: Study, folder: Path) -> None:
             places = np.arange(len(arms)) + 0.18 * (offset - (len(samplings) - 1) / 2)
             half = [estimate.half for estimate in estimates]
             axis.errorbar(
-                [each.mean for each in estimates], places, xerr=half, fmt="o", markersize=4, capsize=2, label=sampling
+                [each.mean for each in estimates],
+                places,
+                xerr=half,
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                label=sampling,
             )
         axis.set_xlabel(words)
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(arms)), [f"{study.label(key)} (compute {study.compute(key)})" for key in arms])
+    axes[0].set_yticks(
+        range(len(arms)), [f"{study.label(key)} (compute {study.compute(key)})" for key in arms]
+    )
     axes[0].invert_yaxis()
     axes[1].legend(title="guidance/steps")
     figure.tight_layout()
@@ -502,7 +644,9 @@ def _plots(study: Study, folder: Path) -> None:
     axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for key in arms:
         biases = [record["exposure_bias"]["2.5"] for record in study.cells[key]]
-        ratio = np.mean([np.array(bias["own"]) / np.array(bias["on_path"]) for bias in biases], axis=0)
+        ratio = np.mean(
+            [np.array(bias["own"]) / np.array(bias["on_path"]) for bias in biases], axis=0
+        )
         axis.plot(biases[0]["sigma"], ratio, marker="o", label=study.label(key))
     axis.set_xlabel("sigma")
     axis.set_ylabel("error on the model's own states / on the path")
@@ -519,14 +663,23 @@ def _plot_sweeps(study: Study, swept: dict[str, list[tuple[float, Key]]], file: 
 
     default = study.find("sweep", "defaults")
     sampling = study.samplings("sweep")[0]
-    figure, axes = pyplot.subplots(2, len(swept), figsize=(3 * len(swept), 5.5), sharey="row", squeeze=False)
+    figure, axes = pyplot.subplots(
+        2, len(swept), figsize=(3 * len(swept), 5.5), sharey="row", squeeze=False
+    )
     for column, (name, values) in zip(axes.T, swept.items(), strict=True):
         numbers = [value for value, _ in values]
         scores = [study.difference(key, default, sampling, "score") for _, key in values]
         sharpness = [study.difference(key, default, sampling, "sharpness") for _, key in values]
         for axis, estimates in zip(column, (scores, sharpness), strict=True):
             half = [each.half for each in estimates]
-            axis.errorbar(numbers, [each.mean for each in estimates], yerr=half, fmt="o-", markersize=4, capsize=2)
+            axis.errorbar(
+                numbers,
+                [each.mean for each in estimates],
+                yerr=half,
+                fmt="o-",
+                markersize=4,
+                capsize=2,
+            )
             axis.axhline(0, color="grey", linewidth=0.8)
             axis.set_xscale("log")
             axis.set_xticks(numbers, [f"{number:g}" for number in numbers])

@@ -1,4 +1,5 @@
-"""soarflow: the SOAR training objective for flow-matching models (arXiv 2604.12617). Importing it imports torch alone."""
+"""soarflow: the SOAR training objective for flow-matching models (arXiv 2604.12617). Importing it
+imports torch alone."""
 
 from .config import ConfigError, SOARConfig
 from .objective import SOARResult, TrainingPoint, soar_backward, soar_loss

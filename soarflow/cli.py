@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .config import ConfigError
+from .tinyscenes import BUNDLED
 
 if TYPE_CHECKING:
     from .engine.families import Family
-    from .engine.job import Job
-
-BUNDLED = Path(__file__).parent / "tinyscenes" / "pipeline"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,8 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="soarflow", description="Train flow-matching models with SOAR.")
-    commands = parser.add_subparsers(required=True, metavar="train | check | sample | evaluate | demo")
+    parser = argparse.ArgumentParser(
+        prog="soarflow", description="Train flow-matching models with SOAR."
+    )
+    commands = parser.add_subparsers(
+        required=True, metavar="train | check | sample | evaluate | demo"
+    )
 
     train = commands.add_parser("train", help="run an AI Toolkit job file on the built-in engine")
     train.add_argument("job", type=Path)
@@ -46,16 +48,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(sample)
     sample.add_argument("--width", type=int, default=64)
     sample.add_argument("--height", type=int, default=64)
-    sample.add_argument("--scale", type=int, default=1, help="enlarge the pictures by a whole factor")
+    sample.add_argument(
+        "--scale", type=int, default=1, help="enlarge the pictures by a whole factor"
+    )
     sample.set_defaults(run=_sample)
 
-    evaluate = commands.add_parser("evaluate", help="how many held-out captions a tinyscenes model draws right")
+    evaluate = commands.add_parser(
+        "evaluate", help="how many held-out captions a tinyscenes model draws right"
+    )
     _add_model_options(evaluate)
-    evaluate.add_argument("--number", type=int, default=210, help="captions, the seven categories in turn")
+    evaluate.add_argument(
+        "--number", type=int, default=210, help="captions, the seven categories in turn"
+    )
     evaluate.add_argument("--json", type=Path, help="write the table here too")
     evaluate.set_defaults(run=_evaluate)
 
-    demo = commands.add_parser("demo", help="SOAR against plain SFT on the bundled model, in minutes")
+    demo = commands.add_parser(
+        "demo", help="SOAR against plain SFT on the bundled model, in minutes"
+    )
     demo.add_argument("--output", type=Path, default=Path("quickstart"))
     demo.add_argument("--steps", type=int, default=150)
     demo.add_argument("--number", type=int, default=210, help="captions to evaluate on")
@@ -64,25 +74,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=str(BUNDLED), help="a diffusers pipeline (default: the bundled one)")
+    parser.add_argument(
+        "--model", default=str(BUNDLED), help="a diffusers pipeline (default: the bundled one)"
+    )
     parser.add_argument("--arch", default="zimage")
     parser.add_argument("--lora", type=Path, help="a LoRA's .safetensors")
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=42)
-
-
-def describe(job: "Job") -> str:
-    """The resolved settings and the cost multiplier, one line each."""
-    train = job.train
-    lines = [
-        f"{job.name}: {job.type}, {'LoRA rank ' + str(job.network.linear) if job.network else 'full fine-tune'} of "
-        f"{job.model.arch} at {job.model.name_or_path}",
-        f"  {train.steps} steps, batch {train.batch_size} x {train.gradient_accumulation}, lr {train.lr:g}, "
-        f"{train.optimizer}, {train.lr_scheduler}, {train.dtype}, timestep_type {train.timestep_type}",
-        "  " + job.objective.describe(train.gradient_checkpointing),
-    ]
-    return "\n".join(lines)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -91,12 +90,18 @@ def _train(args: argparse.Namespace) -> int:
 
     _silence_loading_bars()
     job = read_job(args.job)
-    print(describe(job), flush=True)
+    print(job.describe(), flush=True)
     outcome = train(job)
     if outcome.finished:
-        print(f"finished at step {outcome.step}: {outcome.weights}\nmetrics and state: {job.save_root}")
+        print(
+            f"finished at step {outcome.step}: {outcome.weights}\nmetrics and state: "
+            f"{job.save_root}"
+        )
         return 0
-    print(f"stopped at step {outcome.step}, saved: {outcome.weights}\nto go on: soarflow train {args.job}")
+    print(
+        f"stopped at step {outcome.step}, saved: {outcome.weights}\nto go on: soarflow train "
+        f"{args.job}"
+    )
     return 130
 
 
@@ -105,9 +110,12 @@ def _check(args: argparse.Namespace) -> int:
     from .engine.job import read_job
 
     job = read_job(args.job)
-    print(describe(job))
+    print(job.describe())
     for dataset in job.datasets:
-        print(f"  {len(list_images(dataset, job.trigger_word))} pictures with captions in {dataset.folder_path}")
+        print(
+            f"  {len(list_images(dataset, job.trigger_word))} pictures with captions in "
+            f"{dataset.folder_path}"
+        )
     print("the job is good: nothing was run")
     return 0
 
@@ -131,7 +139,9 @@ def _load(args: argparse.Namespace) -> "Family":
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
     if args.arch not in FAMILIES:
         raise ConfigError(f"--arch must be one of {', '.join(FAMILIES)}, got {args.arch}.")
-    family = load_family(args.arch, args.model, torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
+    family = load_family(
+        args.arch, args.model, torch.float32, "cuda" if torch.cuda.is_available() else "cpu"
+    )
     if args.lora is not None:
         if not args.lora.is_file():
             raise ConfigError(f"--lora must be a .safetensors file that exists, got {args.lora}.")
@@ -148,10 +158,18 @@ def _sample(args: argparse.Namespace) -> int:
     multiple = family.size_multiple
     for name in ("width", "height"):
         if getattr(args, name) < multiple or getattr(args, name) % multiple:
-            raise ConfigError(f"--{name} must be a multiple of {multiple}, got {getattr(args, name)}.")
+            raise ConfigError(
+                f"--{name} must be a multiple of {multiple}, got {getattr(args, name)}."
+            )
     seeds = [args.seed + index for index in range(len(args.prompts))]
     images = sample(
-        family, args.prompts, seeds, width=args.width, height=args.height, guidance_scale=args.guidance, steps=args.steps
+        family,
+        args.prompts,
+        seeds,
+        width=args.width,
+        height=args.height,
+        guidance_scale=args.guidance,
+        steps=args.steps,
     )
     args.output.parent.mkdir(parents=True, exist_ok=True)
     grid(images, min(len(images), 8), args.scale).save(args.output)
@@ -160,11 +178,13 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from .tinyscenes.benchmark import benchmark, table
+    from .bundled.scoring import score, table
 
     if args.number < 7:
         raise ConfigError(f"--number must be at least 7, one for each category, got {args.number}.")
-    result = benchmark(_load(args), args.number, guidance_scale=args.guidance, steps=args.steps, seed=args.seed)
+    result = score(
+        _load(args), args.number, guidance_scale=args.guidance, steps=args.steps, seed=args.seed
+    )
     print(table({"correct": result}))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +193,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from .tinyscenes.demo import demo
+    from .bundled.demo import demo
 
     _silence_loading_bars()
     for name, low in (("steps", 1), ("number", 7)):

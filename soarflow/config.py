@@ -22,36 +22,42 @@ _PEERS_SPELLINGS = {
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one sentence for the user: key, rule, value, remedy."""
+    """A setting that cannot be used; the message is one sentence for the user: key, rule, value,
+    remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SOARConfig:
-    """The method's settings (METHOD.md). Every value is checked on construction; ConfigError names what is wrong."""
+    """The method's settings (METHOD.md). Every value is checked on construction; ConfigError names
+    what is wrong."""
 
     num_steps: int = 30
     """K: the rollout takes one step of 1/K down in sigma, clamped at 0."""
     cfg_scale: float = 4.5
     """Guidance of the rollout alone; 1 runs no unconditional forward."""
     correction_weight: float = 1.0
-    """lambda: weight of each correction point against the base point's 1; 0 is plain SFT, bit for bit."""
+    """lambda: weight of each correction point against the base point's 1; 0 is plain SFT, bit for
+    bit."""
     num_aux_points: int = 4
     """N: correction points per step; each costs a forward and a backward, and no memory."""
     sigma_min: float = 0.02
     """Lowest level that a correction point is drawn at; the target's size grows like 1/sigma."""
     rollout: str = "ode"
-    """`ode` is the paper's; `none` stays on the trajectory (the equal-compute control); the others add noise to the step."""
+    """`ode` is the paper's; `none` stays on the trajectory (the equal-compute control); the others
+    add noise to the step."""
     rollout_noise: float | None = None
     """Strength of the noise of a stochastic rollout; 0.7 unless given."""
     step_error: str = "own"
-    """Whose error leads a state off the path: `own` is the paper's; `another`, that of the next sample in the batch, takes the
-    objective's pull towards the mean away (docs/contraction.md)."""
+    """Whose error leads a state off the path: `own` is the paper's; `another`, that of the next
+    sample in the batch, takes the objective's pull towards the mean away (docs/contraction.md)."""
     step_space: str = "sigma"
-    """What 1/K is measured in: `sigma`, or `schedule`, one step of the model's own K-step inference schedule."""
+    """What 1/K is measured in: `sigma`, or `schedule`, one step of the model's own K-step inference
+    schedule."""
     shared_noise: bool = True
     """Re-noise towards the base point's noise; false draws a fresh endpoint for every point."""
     points_per_pass: int = 1
-    """Correction points that share one forward: 1 is the least memory, N the fewest launches; the gradient is the same."""
+    """Correction points that share one forward: 1 is the least memory, N the fewest launches; the
+    gradient is the same."""
     start_step: int = 0
     """First training step with correction; before it, plain SFT."""
     every: int = 1
@@ -62,7 +68,9 @@ class SOARConfig:
         self._number("cfg_scale", "a number >= 0", lambda value: value >= 0)
         self._number("correction_weight", "a number >= 0", lambda value: value >= 0)
         self._integer("num_aux_points", 0)
-        self._number("sigma_min", "a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
+        self._number(
+            "sigma_min", "a number between 0 and 1, both excluded", lambda value: 0 < value < 1
+        )
         self._choice("rollout", ROLLOUTS)
         self._choice("step_error", STEP_ERRORS)
         if self.rollout == "none" and self.step_error != "own":
@@ -77,27 +85,38 @@ class SOARConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> "SOARConfig":
-        """From a job file's `soar:` section; None or an empty section gives the defaults. Raises ConfigError."""
+        """From a job file's `soar:` section; None or an empty section gives the defaults. Raises
+        ConfigError."""
         if settings is None:
             return cls()
         if not isinstance(settings, Mapping):
-            raise ConfigError(f"soar must be a section of settings such as 'num_steps: 30', got {settings!r}.")
+            raise ConfigError(
+                f"soar must be a section of settings such as 'num_steps: 30', got {settings!r}."
+            )
         known = [field.name for field in fields(cls)]
         for key in settings:
             if key not in known:
-                closest = _PEERS_SPELLINGS.get(key) or next(iter(difflib.get_close_matches(str(key), known, 1)), None)
-                remedy = f"did you mean {closest}?" if closest else f"the settings are {', '.join(known)}."
+                closest = _PEERS_SPELLINGS.get(key) or next(
+                    iter(difflib.get_close_matches(str(key), known, 1)), None
+                )
+                remedy = (
+                    f"did you mean {closest}?"
+                    if closest
+                    else f"the settings are {', '.join(known)}."
+                )
                 raise ConfigError(f"soar.{key} is not a setting of SOAR: {remedy}")
         return cls(**settings)
 
     @property
     def num_corrections(self) -> int:
-        """Correction points that a step really has: 0 when the weight is 0, for then it is plain SFT."""
+        """Correction points that a step really has: 0 when the weight is 0, for then it is plain
+        SFT."""
         return self.num_aux_points if self.correction_weight > 0 else 0
 
     @property
     def base_weight(self) -> float:
-        """The base loss's share of the total: 1 / (1 + correction_weight * num_aux_points) (eq. 15)."""
+        """The base loss's share of the total: 1 / (1 + correction_weight * num_aux_points) (eq.
+        15)."""
         return 1 / (1 + self.correction_weight * self.num_corrections)
 
     @property
@@ -114,33 +133,41 @@ class SOARConfig:
         """Refuses `step_error: another` where a batch holds no other sample. Raises ConfigError."""
         if self.step_error == "another" and batch_size < 2:
             raise ConfigError(
-                f"soar.step_error must be own with train.batch_size: {batch_size}, whose batches hold no other sample, "
+                f"soar.step_error must be own with train.batch_size: {batch_size}, whose batches "
+                "hold no other sample, "
                 f"got {self.step_error!r}. Set batch_size to 2 or more, or leave step_error out."
             )
 
     def at_step(self, step: int) -> "SOARConfig":
-        """The settings in force at a training step, counted from 0: plain SFT outside `start_step` and `every`."""
+        """The settings in force at a training step, counted from 0: plain SFT outside `start_step`
+        and `every`."""
         if step >= self.start_step and (step - self.start_step) % self.every == 0:
             return self
         return replace(self, correction_weight=0.0)
 
     def cost(self, checkpointing: bool = False) -> float:
-        """Compute of a step as a multiple of plain SFT's, on average over `every`; a backward counts as two forwards.
+        """Compute of a step as a multiple of plain SFT's, on average over `every`; a backward
+        counts as two forwards.
 
-        Gradient checkpointing runs the forward once more in each backward. 5.33 at the defaults, 5.25 with checkpointing.
-        """
+        Gradient checkpointing runs the forward once more in each backward. 5.33 at the defaults,
+        5.25 with checkpointing."""
         pass_cost = 4 if checkpointing else 3
         extra = (self.is_guided + pass_cost * self.num_corrections) / pass_cost
         return 1 + extra / self.every
 
     def describe(self, checkpointing: bool = False) -> str:
-        """One line for the user: the settings in force, and what a step computes as a multiple of plain SFT's."""
+        """One line for the user: the settings in force, and what a step computes as a multiple of
+        plain SFT's."""
         if self.num_corrections == 0:
             return "SOAR off: plain SFT, at its cost"
-        rollout = self.rollout + (" with the error of another sample" if self.step_error == "another" else "")
+        rollout = self.rollout + (
+            " with the error of another sample" if self.step_error == "another" else ""
+        )
         return (
-            f"SOAR: num_steps {self.num_steps}, cfg_scale {self.cfg_scale:g}, correction_weight {self.correction_weight:g}, "
-            f"num_aux_points {self.num_aux_points}, rollout {rollout}; the base loss weighs {self.base_weight:.3f}; "
+            f"SOAR: num_steps {self.num_steps}, cfg_scale {self.cfg_scale:g}, correction_weight "
+            f"{self.correction_weight:g}, "
+            f"num_aux_points {self.num_aux_points}, rollout {rollout}; the base loss weighs "
+            f"{self.base_weight:.3f}; "
             f"compute per step {self.cost(checkpointing):.2f} x plain SFT's"
         )
 
@@ -148,14 +175,22 @@ class SOARConfig:
         if self.rollout_noise is None:
             return
         if self.rollout not in STOCHASTIC:
-            self._fail("rollout_noise", f"left out with rollout: {self.rollout}, which adds no noise")
+            self._fail(
+                "rollout_noise", f"left out with rollout: {self.rollout}, which adds no noise"
+            )
         upper = 1.0 if self.rollout == "cps" else math.inf
-        rule = "a number from 0 to 1 with rollout: cps" if self.rollout == "cps" else "a number >= 0"
+        rule = (
+            "a number from 0 to 1 with rollout: cps" if self.rollout == "cps" else "a number >= 0"
+        )
         self._number("rollout_noise", rule, lambda value: 0 <= value <= upper)
 
     def _integer(self, key: str, low: int, high: int | None = None) -> None:
         value = getattr(self, key)
-        rule = f"an integer >= {low}" if high is None else f"an integer from {low} to {high} (num_aux_points)"
+        rule = (
+            f"an integer >= {low}"
+            if high is None
+            else f"an integer from {low} to {high} (num_aux_points)"
+        )
         if type(value) is not int or value < low or (high is not None and value > high):
             self._fail(key, rule)
 
@@ -175,4 +210,10 @@ class SOARConfig:
 
 
 def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, str) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else repr(value)
+        if isinstance(value, str)
+        else str(value)
+    )

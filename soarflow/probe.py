@@ -1,4 +1,5 @@
-"""Exposure bias, measured: how much worse a model estimates the clean sample from states of its own making."""
+"""Exposure bias, measured: how much worse a model estimates the clean sample from states of its own
+making."""
 
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from .rollout import guide, next_level, ode_step
 
 @dataclass(frozen=True)
 class ExposureBias:
-    """Mean squared errors of the clean estimate by level, all (L,): from on-trajectory states, and from the model's own."""
+    """Mean squared errors of the clean estimate by level, all (L,): from on-trajectory states, and
+    from the model's own."""
 
     sigma: Tensor
     on_path: Tensor
@@ -20,7 +22,8 @@ class ExposureBias:
 
     @property
     def ratio(self) -> Tensor:
-        """own / on_path; above 1 even for an exact model, whose own states know no more of x0 than where they started."""
+        """own / on_path; above 1 even for an exact model, whose own states know no more of x0 than
+        where they started."""
         return self.own / self.on_path
 
 
@@ -36,21 +39,25 @@ def exposure_bias(
     predict_uncond: Predict | None = None,
     cfg_scale: float = 1.0,
 ) -> ExposureBias:
-    """Errors |x0_hat - x0|^2, x0_hat = z - sigma * v, at each level, for clean samples `x0` (B, ...) and their `noise`.
+    """Errors |x0_hat - x0|^2, x0_hat = z - sigma * v, at each level, for clean samples `x0` (B,
+    ...) and their `noise`.
 
-    On the trajectory z = (1 - sigma) x0 + sigma noise. The model's own state is reached from the trajectory `length` steps of
-    1/num_steps above the level, by Euler steps with guidance `cfg_scale`; the estimate itself is the conditional one.
-    """
+    On the trajectory z = (1 - sigma) x0 + sigma noise. The model's own state is reached from the
+    trajectory `length` steps of 1/num_steps above the level, by Euler steps with guidance
+    `cfg_scale`; the estimate itself is the conditional one."""
     rows = []
     for level in levels:
-        sigma = torch.full((len(x0),), min(level + length / num_steps, 1.0), dtype=torch.float32, device=x0.device)
+        sigma = torch.full(
+            (len(x0),), min(level + length / num_steps, 1.0), dtype=torch.float32, device=x0.device
+        )
         state = interpolate(x0, noise, sigma)
         for _ in range(length):
             v = predict(state.to(x0.dtype), sigma)
             if cfg_scale != 1:
                 if predict_uncond is None:
                     raise ValueError(
-                        "cfg_scale other than 1 needs predict_uncond, the prediction without a condition; got None"
+                        "cfg_scale other than 1 needs predict_uncond, the prediction without a "
+                        "condition; got None"
                     )
                 v = guide(v, predict_uncond(state.to(x0.dtype), sigma), cfg_scale)
             lower = next_level(sigma, num_steps)

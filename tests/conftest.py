@@ -16,14 +16,15 @@ def pipeline_folder(tmp_path_factory):
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 
-    from soarflow.tinyscenes import pretrain
+    from soarflow.bundled import pretrain
 
     torch.manual_seed(0)
     tokenizer = pretrain.make_tokenizer()
     vae = pretrain.make_vae()
     vae.register_to_config(scaling_factor=0.8, shift_factor=-0.1)
     transformer = ZImageTransformer2DModel(
-        in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=pretrain.TEXT_WIDTH,
+        in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=pretrain.TEXT_WIDTH,
         axes_dims=[4, 6, 6], axes_lens=[64, 32, 32],
     )  # fmt: skip
     with torch.no_grad():
@@ -62,9 +63,11 @@ def document(pipeline_folder, image_folder):
                         "device": "cpu",
                         "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
                         "save": {"dtype": "float32"},
-                        "datasets": [{"folder_path": str(image_folder), "resolution": 64, "caption_dropout_rate": 0.2}],
+                        "datasets": [{"folder_path": str(image_folder), "resolution": 64,
+                        "caption_dropout_rate": 0.2}],
                         "train": {
-                            "steps": 6, "batch_size": 2, "lr": 1e-3, "dtype": "float32", "gradient_checkpointing": False,
+                            "steps": 6, "batch_size": 2, "lr": 1e-3, "dtype": "float32",
+                            "gradient_checkpointing": False,
                             "disable_sampling": True,
                         },
                         "model": {"name_or_path": str(pipeline_folder), "arch": "zimage"},

@@ -1,7 +1,8 @@
-"""The AI Toolkit extension without AI Toolkit: the door, the refusals, and our own arithmetic on a stand-in for the host.
+"""The AI Toolkit extension without AI Toolkit: the door, the refusals, and our own arithmetic on a
+stand-in for the host.
 
-The stand-in has the host's signatures and nothing else of it; what the real host does is for tests marked `ai_toolkit`.
-"""
+The stand-in has the host's signatures and nothing else of it; what the real host does is for tests
+marked `ai_toolkit`."""
 
 import subprocess
 import sys
@@ -21,44 +22,67 @@ from soarflow.ai_toolkit.correction import Correction
 from soarflow.path import interpolate
 
 ROOT = Path(__file__).parent.parent
-METHODS = [f"    def {name}({', '.join(('self', *parameters))}): pass" for name, parameters in RELIES_ON.items()]
+METHODS = [
+    f"    def {name}({', '.join(('self', *parameters))}): pass"
+    for name, parameters in RELIES_ON.items()
+]
 HOST_FILES = {
     "toolkit/__init__.py": "",
     "toolkit/extension.py": "class Extension: pass",
-    "extensions_built_in/sd_trainer/DiffusionTrainer.py": "\n".join(["class DiffusionTrainer:", *METHODS]),
+    "extensions_built_in/sd_trainer/DiffusionTrainer.py": "\n".join(
+        ["class DiffusionTrainer:", *METHODS]
+    ),
 }
 
 
 TRAIN = {
-    **{rule.key: None for rule in RULES if rule.section == "train"}, "noise_scheduler": "flowmatch", "loss_type": "mse",
-    "reg_weight": 1.0, "gradient_checkpointing": False, "batch_size": 4, "inverted_mask_prior": False,
-    "do_prior_divergence": False, "unload_text_encoder": False, "cache_text_embeddings": False, "linear_timesteps": False,
-    "linear_timesteps2": False, "do_cfg": False, "do_random_cfg": False, "gradient_accumulation_steps": 1,
+    **{rule.key: None for rule in RULES if rule.section == "train"}, "noise_scheduler": "flowmatch",
+    "loss_type": "mse",
+    "reg_weight": 1.0, "gradient_checkpointing": False, "batch_size": 4,
+    "inverted_mask_prior": False,
+    "do_prior_divergence": False, "unload_text_encoder": False, "cache_text_embeddings": False,
+    "linear_timesteps": False,
+    "linear_timesteps2": False, "do_cfg": False, "do_random_cfg": False,
+    "gradient_accumulation_steps": 1,
     "unconditional_prompt": "",
 }  # fmt: skip
 MODEL = {
-    **{rule.key: None for rule in RULES if rule.section == "model"}, "arch": "flux", "name_or_path": "flux",
+    **{rule.key: None for rule in RULES if rule.section == "model"}, "arch": "flux",
+    "name_or_path": "flux",
     "assistant_lora_path": None,
 }  # fmt: skip
-DATASET = {**{rule.key: None for rule in RULES if rule.section == "datasets"}, "cache_text_embeddings": False}
+DATASET = {
+    **{rule.key: None for rule in RULES if rule.section == "datasets"},
+    "cache_text_embeddings": False,
+}
 
 
 class StandIn:
-    """A trainer with the host's method names: one linear layer, a target affine in the noise, conditioning channels."""
+    """A trainer with the host's method names: one linear layer, a target affine in the noise,
+    conditioning channels."""
 
     slope, extra_channels, timestep_type = 1.0, 0, "sigmoid"
 
     def __init__(self, soar, **train):
         self.section = soar
-        self.train_config = SimpleNamespace(**{**TRAIN, "timestep_type": self.timestep_type, **train})
+        self.train_config = SimpleNamespace(
+            **{**TRAIN, "timestep_type": self.timestep_type, **train}
+        )
         self.model_config = SimpleNamespace(**MODEL)
         self.datasets, self.datasets_reg, self.optimizer = [], [], torch.optim.SGD([torch.ones(1)])
         self.device_torch = torch.device("cpu")
         self.accelerator = SimpleNamespace(num_processes=1, backward=self._count_backward)
         config = {"shift": 1.0}
-        scheduler = type("CustomFlowMatchScheduler", (), {"timesteps": torch.linspace(1000, 1, 1000), "config": config})()
+        scheduler = type(
+            "CustomFlowMatchScheduler",
+            (),
+            {"timesteps": torch.linspace(1000, 1, 1000), "config": config},
+        )()
         self.sd = SimpleNamespace(
-            noise_scheduler=scheduler, is_flow_matching=True, get_loss_target=self._target, is_multistage=False
+            noise_scheduler=scheduler,
+            is_flow_matching=True,
+            get_loss_target=self._target,
+            is_multistage=False,
         )
         self.step_num, self.additional_logs, self.calls, self.backwards = 0, {}, [], []
         torch.manual_seed(3)
@@ -81,18 +105,33 @@ class StandIn:
     def _target(self, noise, batch, timesteps):
         return self.slope * noise + (batch.latents if self.slope <= 0 else -batch.latents)
 
-    def predict_noise(self, noisy_latents, timesteps=1, conditional_embeds=None, is_primary_pred=False, batch=None):
-        self.calls.append((noisy_latents.detach(), timesteps, conditional_embeds, torch.is_grad_enabled()))
+    def predict_noise(
+        self, noisy_latents, timesteps=1, conditional_embeds=None, is_primary_pred=False, batch=None
+    ):
+        self.calls.append(
+            (noisy_latents.detach(), timesteps, conditional_embeds, torch.is_grad_enabled())
+        )
         size = noisy_latents.shape[2:]
         maps = [(timesteps / 1000).double(), conditional_embeds[:, 0].double()]
         maps = [value.reshape(-1, 1, 1, 1).expand(-1, 1, *size) for value in maps]
         states = torch.cat([noisy_latents.double(), *maps], dim=1)
         return self.net(states.movedim(1, -1)).movedim(-1, 1)
 
-    def calculate_loss(self, noise_pred, noise, noisy_latents, timesteps, batch, mask_multiplier=1.0, prior_pred=None):
+    def calculate_loss(
+        self,
+        noise_pred,
+        noise,
+        noisy_latents,
+        timesteps,
+        batch,
+        mask_multiplier=1.0,
+        prior_pred=None,
+    ):
         self.additional_logs["loss/img"] = len(self.calls)
         assert noisy_latents.shape[1] == 2 + self.extra_channels
-        error = (noise_pred - self.sd.get_loss_target(noise=noise, batch=batch, timesteps=timesteps)).square()
+        error = (
+            noise_pred - self.sd.get_loss_target(noise=noise, batch=batch, timesteps=timesteps)
+        ).square()
         return (error * mask_multiplier).mean()
 
     def hook_train_loop(self, batches):
@@ -104,10 +143,18 @@ class StandIn:
         state = interpolate(batch.latents, (abs(self.slope) or 1) * batch.noise, levels)
         state = torch.cat([state, batch.conditioning], dim=1)
         prediction = self.predict_noise(
-            noisy_latents=state, timesteps=batch.timesteps, conditional_embeds=batch.embeds, is_primary_pred=True, batch=batch
+            noisy_latents=state,
+            timesteps=batch.timesteps,
+            conditional_embeds=batch.embeds,
+            is_primary_pred=True,
+            batch=batch,
         )
-        loss = self.calculate_loss(prediction, batch.noise, state, batch.timesteps, batch, batch.mask, batch.prior)
-        regularised = loss * (sum(self.train_config.reg_weight if reg else 1.0 for reg in batch.reg) / len(batch.reg))
+        loss = self.calculate_loss(
+            prediction, batch.noise, state, batch.timesteps, batch, batch.mask, batch.prior
+        )
+        regularised = loss * (
+            sum(self.train_config.reg_weight if reg else 1.0 for reg in batch.reg) / len(batch.reg)
+        )
         self.accelerator.backward(regularised)
         return regularised.detach()
 
@@ -122,10 +169,14 @@ def make(trainer, soar=None, **train):
 
 def make_batch(number=4, channels=0, seed=0, **changes):
     generator = torch.Generator().manual_seed(seed)
-    latents, noise = (torch.randn(number, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    latents, noise = (
+        torch.randn(number, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     values = {
-        "latents": latents, "noise": noise, "timesteps": torch.rand(number, generator=generator) * 800 + 150,
-        "conditioning": torch.randn(number, channels, 4, 4, generator=generator, dtype=torch.float64),
+        "latents": latents, "noise": noise, "timesteps": torch.rand(number,
+        generator=generator) * 800 + 150,
+        "conditioning": torch.randn(number, channels, 4, 4, generator=generator,
+        dtype=torch.float64),
         "embeds": torch.ones(number, 1), "mask": 1.0, "prior": None, "reg": [False] * number,
         "get_is_reg_list": lambda: values["reg"],
     }  # fmt: skip
@@ -135,12 +186,19 @@ def make_batch(number=4, channels=0, seed=0, **changes):
 
 @pytest.fixture(autouse=True)
 def model_class(monkeypatch):
-    """What the extension imports of the host; a class of its architectures, whose prediction takes no batch. SDXL is older."""
-    owner = type("Model", (), {"get_noise_prediction": lambda self, latents, timestep, embeds, **kwargs: None})
+    """What the extension imports of the host; a class of its architectures, whose prediction takes
+    no batch. SDXL is older."""
+    owner = type(
+        "Model",
+        (),
+        {"get_noise_prediction": lambda self, latents, timestep, embeds, **kwargs: None},
+    )
     modules = {
         "prompt_utils": SimpleNamespace(concat_prompt_embeds=torch.cat),
         "util": SimpleNamespace(),
-        "util.get_model": SimpleNamespace(get_model_class=lambda config: object if config.arch == "sdxl" else owner),
+        "util.get_model": SimpleNamespace(
+            get_model_class=lambda config: object if config.arch == "sdxl" else owner
+        ),
     }
     monkeypatch.setitem(sys.modules, "toolkit", SimpleNamespace(**modules))
     for name, module in modules.items():
@@ -154,17 +212,25 @@ def gradients(trainer):
 
 @pytest.mark.parametrize("per_pass", [1, 3])
 def test_a_step_in_the_host_is_the_objective(per_pass):
-    config = {"num_aux_points": 3, "cfg_scale": 2.5, "correction_weight": 0.7, "points_per_pass": per_pass}
+    config = {
+        "num_aux_points": 3,
+        "cfg_scale": 2.5,
+        "correction_weight": 0.7,
+        "points_per_pass": per_pass,
+    }
     trainer, batch = make(Trainer, config), make_batch()
     losses = trainer.hook_train_loop([batch])
     ours = make(Trainer)
 
     def predict(embeds):
-        return lambda z, sigma: ours.predict_noise(z, 1000 * sigma, embeds.repeat(len(z) // len(embeds), 1))
+        return lambda z, sigma: ours.predict_noise(
+            z, 1000 * sigma, embeds.repeat(len(z) // len(embeds), 1)
+        )
 
     generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
     result = soar_backward(
-        predict(batch.embeds), batch.latents, batch.noise, (batch.timesteps / 1000), SOARConfig.from_dict(config),
+        predict(batch.embeds), batch.latents, batch.noise, (batch.timesteps / 1000),
+        SOARConfig.from_dict(config),
         predict_uncond=predict(torch.zeros(4, 1)), generator=generator,
     )  # fmt: skip
     assert_close(losses["loss"], result.total.item(), rtol=1e-6, atol=0)
@@ -174,7 +240,9 @@ def test_a_step_in_the_host_is_the_objective(per_pass):
     assert [grad for *_, grad in trainer.calls] == [True, False] + [True] * (3 // per_pass)
 
 
-@pytest.mark.parametrize("off", [{"correction_weight": 0}, {"num_aux_points": 0}, {"start_step": 1}])
+@pytest.mark.parametrize(
+    "off", [{"correction_weight": 0}, {"num_aux_points": 0}, {"start_step": 1}]
+)
 def test_without_correction_it_is_the_host(off):
     trainer, plain = make(Trainer, off), make(StandIn)
     assert trainer.hook_train_loop([make_batch()]) == plain.hook_train_loop([make_batch()])
@@ -192,7 +260,9 @@ def test_guidance_one_runs_no_unconditional_forward():
 def test_a_perfect_model_has_no_correction_loss_whatever_its_target(slope):
     class Perfect(Trainer):
         def predict_noise(self, *args, **kwargs):
-            return super().predict_noise(*args, **kwargs) * 0 + self._target(batch.noise, batch, None)
+            return super().predict_noise(*args, **kwargs) * 0 + self._target(
+                batch.noise, batch, None
+            )
 
     Perfect.slope, batch = slope, make_batch()
     losses = make(Perfect, {"cfg_scale": 3.0}).hook_train_loop([batch])
@@ -200,7 +270,10 @@ def test_a_perfect_model_has_no_correction_loss_whatever_its_target(slope):
 
 
 def test_conditioning_channels_are_kept_as_they_were_captured():
-    trainer, batch = make(type("Conditioned", (Trainer,), {"extra_channels": 2})), make_batch(channels=2)
+    trainer, batch = (
+        make(type("Conditioned", (Trainer,), {"extra_channels": 2})),
+        make_batch(channels=2),
+    )
     trainer.hook_train_loop([batch])
     for states, *_ in trainer.calls:
         assert_close(states[:, 2:], batch.conditioning)
@@ -250,15 +323,21 @@ def test_a_state_off_the_path_is_refused():
 
 
 BAD = {
-    "noise_scheduler": "ddpm", "loss_type": "mean_flow", "loss_target": "source", "target_noise_multiplier": 1.1,
-    "pred_scaler": 0.9, "noisy_latent_multiplier": 1.05, "min_snr_gamma": 5.0, "match_adapter_chance": 0.5,
+    "noise_scheduler": "ddpm", "loss_type": "mean_flow", "loss_target": "source",
+    "target_noise_multiplier": 1.1,
+    "pred_scaler": 0.9, "noisy_latent_multiplier": 1.05, "min_snr_gamma": 5.0,
+    "match_adapter_chance": 0.5,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.section == "train"], ids=lambda rule: rule.key)
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if rule.section == "train"], ids=lambda rule: rule.key
+)
 def test_a_setting_that_cannot_work_is_refused_when_the_trainer_is_made(rule):
     value = BAD.get(rule.key, "stepped" if rule.key == "loss_type" else True)
-    with pytest.raises(ConfigError, match=rf"SOARTrainer cannot use train\.{rule.key}, got {value}: .*\. \w"):
+    with pytest.raises(
+        ConfigError, match=rf"SOARTrainer cannot use train\.{rule.key}, got {value}: .*\. \w"
+    ):
         make(Trainer, **{rule.key: value})
 
 
@@ -267,13 +346,20 @@ def test_points_share_a_forward_only_where_nothing_in_it_is_made_for_one_batch(m
     with pytest.raises(ConfigError, match=r"points_per_pass must be 1 with train\.do_cfg"):
         make(Trainer, {"points_per_pass": 2}, do_cfg=True)
     model_class.get_noise_prediction = lambda self, latents, timestep, embeds, batch: None
-    with pytest.raises(ConfigError, match=r"points_per_pass must be 1 with model\.arch flux, whose predictions read the batch"):
+    with pytest.raises(
+        ConfigError,
+        match=r"points_per_pass must be 1 with model\.arch flux, whose predictions read the batch",
+    ):
         make(Trainer, {"points_per_pass": 2})
 
 
 def in_stage(index):
     trainer = make(Trainer, {"num_steps": 4, "num_aux_points": 20, "cfg_scale": 1})
-    trainer.sd.is_multistage, trainer.sd.multistage_boundaries, trainer.current_boundary_index = True, [0.875, 0.0], index
+    trainer.sd.is_multistage, trainer.sd.multistage_boundaries, trainer.current_boundary_index = (
+        True,
+        [0.875, 0.0],
+        index,
+    )
     return trainer
 
 
@@ -284,8 +370,12 @@ def test_an_expert_is_trained_at_its_own_levels(index, low, high):
     trainer.hook_train_loop([batch])
     drawn = torch.stack([timesteps for _, timesteps, *_ in trainer.calls[1:]])  # (20, B)
     assert (drawn > low).all() and (drawn <= high).all()
-    lowest = (batch.timesteps - 250).clamp(min=low)  # a step of 1/4, cut where the other expert begins
-    assert (drawn.amin(0) >= lowest).all() and (drawn.amin(0) - lowest < 0.3 * (high - lowest)).all()
+    lowest = (batch.timesteps - 250).clamp(
+        min=low
+    )  # a step of 1/4, cut where the other expert begins
+    assert (drawn.amin(0) >= lowest).all() and (
+        drawn.amin(0) - lowest < 0.3 * (high - lowest)
+    ).all()
 
 
 def test_a_perfect_expert_has_nothing_to_correct():
@@ -293,7 +383,9 @@ def test_a_perfect_expert_has_nothing_to_correct():
         batch = make_batch(timesteps=timesteps)
         trainer = in_stage(index)
         answer = trainer.predict_noise
-        trainer.predict_noise = lambda answer=answer, batch=batch, **kwargs: answer(**kwargs) * 0 + batch.noise - batch.latents
+        trainer.predict_noise = lambda answer=answer, batch=batch, **kwargs: (
+            answer(**kwargs) * 0 + batch.noise - batch.latents
+        )
         assert trainer.hook_train_loop([batch])["correction"] < 1e-10
 
 
@@ -325,7 +417,8 @@ def test_what_a_model_draws_in_a_prediction_is_the_same_in_all_of_a_steps_predic
 
 
 class SoundHost(StandIn):
-    """A joint model of picture and sound: a prediction leaves the sound's on the batch, a loss extrapolates its target."""
+    """A joint model of picture and sound: a prediction leaves the sound's on the batch, a loss
+    extrapolates its target."""
 
     def predict_noise(self, *args, batch=None, **kwargs):
         output = super().predict_noise(*args, batch=batch, **kwargs)
@@ -334,8 +427,13 @@ class SoundHost(StandIn):
         return output
 
     def calculate_loss(self, noise_pred, noise, noisy_latents, timesteps, batch, *args, **kwargs):
-        loss = super().calculate_loss(noise_pred, noise, noisy_latents, timesteps, batch, *args, **kwargs)
-        self.heard = [*getattr(self, "heard", []), (batch.audio_pred.item(), batch.audio_target.item())]
+        loss = super().calculate_loss(
+            noise_pred, noise, noisy_latents, timesteps, batch, *args, **kwargs
+        )
+        self.heard = [
+            *getattr(self, "heard", []),
+            (batch.audio_pred.item(), batch.audio_target.item()),
+        ]
         sound = (batch.audio_pred - batch.audio_target).square()
         batch.audio_target = 3 * batch.audio_target
         return loss + sound
@@ -347,7 +445,9 @@ def test_each_point_has_its_own_sound_against_the_batchs_unchanged_target():
     trainer.hook_train_loop([batch])
     predictions, targets = zip(*trainer.heard, strict=True)
     assert targets == (0.5,) * 4 and len(set(predictions)) == 4
-    assert batch.audio_target == 1.5 and batch.audio_pred.item() == predictions[0]  # as the base loss left it
+    assert (
+        batch.audio_target == 1.5 and batch.audio_pred.item() == predictions[0]
+    )  # as the base loss left it
 
 
 WAITS = ("item", "tolist", "__bool__", "__float__", "cpu", "numpy")
@@ -370,10 +470,13 @@ def waits(monkeypatch):
 
 @pytest.mark.parametrize("number", [1, 8])
 def test_a_step_waits_for_the_device_once_whatever_the_number_of_points(waits, number):
-    """Once, and after the host has waited for its loss; the first steps of a run are checked, and wait more often."""
+    """Once, and after the host has waited for its loss; the first steps of a run are checked, and
+    wait more often."""
     ours, hosts = make(Trainer, {"num_aux_points": number}), make(StandIn)
     for trainer in (ours, hosts):
-        trainer.accelerator.backward = torch.Tensor.backward  # the stand-in's counts by reading each loss
+        trainer.accelerator.backward = (
+            torch.Tensor.backward
+        )  # the stand-in's counts by reading each loss
     for _ in range(3):
         ours.hook_train_loop([make_batch()])
     counts = []
@@ -390,7 +493,9 @@ def test_a_step_with_a_loss_that_is_not_finite_trains_nothing(capsys):
 
     def target(**kwargs):
         judged.append(None)
-        return judge(**kwargs) * (torch.nan if len(judged) == 5 else 1)  # two to read the slope, the base, the first point
+        return judge(**kwargs) * (
+            torch.nan if len(judged) == 5 else 1
+        )  # two to read the slope, the base, the first point
 
     trainer.sd.get_loss_target = target
     trainer.optimizer = torch.optim.SGD(trainer.net.parameters(), lr=0.1)
@@ -402,7 +507,9 @@ def test_a_step_with_a_loss_that_is_not_finite_trains_nothing(capsys):
 def test_the_error_of_another_sample_needs_a_batch_that_holds_one():
     losses = make(Trainer, {"step_error": "another"}).hook_train_loop([make_batch()])
     assert losses["step_size"] > 0
-    with pytest.raises(ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"):
+    with pytest.raises(
+        ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"
+    ):
         make(Trainer, {"step_error": "another"}, batch_size=1)
 
 
@@ -417,23 +524,32 @@ def test_bad_settings_and_several_processes_are_refused():
 
 def test_the_settings_and_their_cost_are_said_at_the_start(capsys):
     make(Trainer, {"num_aux_points": 4}).hook_before_train_loop()
-    assert "num_aux_points 4" in (printed := capsys.readouterr().out) and "5.33 x plain SFT" in printed
+    assert (
+        "num_aux_points 4" in (printed := capsys.readouterr().out) and "5.33 x plain SFT" in printed
+    )
 
 
 def test_a_schedule_that_ends_in_pure_noise_is_refused_by_name():
     trainer = make(Trainer)
     alphas = torch.linspace(0.99, 0, 1000)
     scheduler = type("DDPMScheduler", (), {"alphas_cumprod": alphas, "config": {}})()
-    trainer.sd = SimpleNamespace(noise_scheduler=scheduler, is_flow_matching=False, prediction_type="epsilon")
-    with pytest.raises(ConfigError, match=r"noise scheduler, got DDPMScheduler: .*zero terminal SNR.*use v_prediction"):
+    trainer.sd = SimpleNamespace(
+        noise_scheduler=scheduler, is_flow_matching=False, prediction_type="epsilon"
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"noise scheduler, got DDPMScheduler: .*zero terminal SNR.*use v_prediction",
+    ):
         trainer.before_dataset_load()
     alphas[-1] = 1e-4
     trainer.before_dataset_load()
 
 
 MOVED = {
-    "no method": ("def before_dataset_load", "def before_datasets", r"there is no before_dataset_load\(\)"),
-    "a parameter": ("noisy_latents, timesteps, conditional_embeds", "latents, timesteps, conditional_embeds",
+    "no method": ("def before_dataset_load", "def before_datasets",
+    r"there is no before_dataset_load\(\)"),
+    "a parameter": ("noisy_latents, timesteps, conditional_embeds",
+    "latents, timesteps, conditional_embeds",
                     r"predict_noise\(\) of its DiffusionTrainer takes no noisy_latents"),
 }  # fmt: skip
 
@@ -445,7 +561,9 @@ def test_a_host_that_moved_is_refused_in_one_sentence(what):
     namespace = {}
     exec(source, namespace)
     with pytest.raises(
-        ConfigError, match=rf"SOARTrainer does not know this AI Toolkit .*: {words}.* known to work in 0\.12\.26"
+        ConfigError,
+        match=rf"SOARTrainer does not know this AI Toolkit .*: {words}.* known to work in "
+        r"0\.12\.26",
     ):
         check_host(namespace["DiffusionTrainer"])
 
@@ -456,15 +574,22 @@ def test_a_setting_that_the_host_no_longer_has_is_said():
             del self.train_config.target_noise_multiplier
             return super().get_conf(key, default)
 
-    with pytest.raises(ConfigError, match="train has no setting target_noise_multiplier, which SOARTrainer must look at"):
+    with pytest.raises(
+        ConfigError,
+        match="train has no setting target_noise_multiplier, which SOARTrainer must look at",
+    ):
         make(Moved)
 
 
 UNLIKELY = {
-    "steps": ({"num_steps": 30}, {}, {"sample_steps": 4}, "soar.num_steps is 30 and sample.sample_steps 4"),
-    "guidance": ({"cfg_scale": 4.5}, {}, {"guidance_scale": 1}, "soar.cfg_scale is 4.5 and sample.guidance_scale 1"),
-    "turbo": ({}, {"name_or_path": "Tongyi-MAI/Z-Image-Turbo"}, {}, "looks like a model that is sampled without guidance"),
-    "adapter": ({}, {"assistant_lora_path": "adapter"}, {}, "looks like a model that is sampled without guidance"),
+    "steps": ({"num_steps": 30}, {}, {"sample_steps": 4},
+    "soar.num_steps is 30 and sample.sample_steps 4"),
+    "guidance": ({"cfg_scale": 4.5}, {}, {"guidance_scale": 1},
+    "soar.cfg_scale is 4.5 and sample.guidance_scale 1"),
+    "turbo": ({}, {"name_or_path": "Tongyi-MAI/Z-Image-Turbo"}, {},
+    "looks like a model that is sampled without guidance"),
+    "adapter": ({}, {"assistant_lora_path": "adapter"}, {},
+    "looks like a model that is sampled without guidance"),
 }  # fmt: skip
 
 
@@ -485,7 +610,9 @@ def test_what_is_hardly_meant_is_said_once_at_the_start(what, capsys):
 
 
 def test_a_condition_that_is_none_is_refused_with_a_guided_rollout():
-    with pytest.raises(ConfigError, match=r"soar\.cfg_scale must be 1 with train\.unload_text_encoder"):
+    with pytest.raises(
+        ConfigError, match=r"soar\.cfg_scale must be 1 with train\.unload_text_encoder"
+    ):
         make(Trainer, unload_text_encoder=True)
     make(Trainer, {"cfg_scale": 1}, unload_text_encoder=True)
     make(Trainer, unload_text_encoder=True, cache_text_embeddings=True)
@@ -493,7 +620,10 @@ def test_a_condition_that_is_none_is_refused_with_a_guided_rollout():
 
 
 def test_a_diffusion_model_is_one_that_the_host_can_train_so():
-    with pytest.raises(ConfigError, match=r"train\.noise_scheduler, got ddpm: model\.arch flux is trained by flow matching"):
+    with pytest.raises(
+        ConfigError,
+        match=r"train\.noise_scheduler, got ddpm: model\.arch flux is trained by flow matching",
+    ):
         make(Trainer, noise_scheduler="ddpm")
 
 
@@ -507,17 +637,26 @@ def test_the_door_gives_a_trainer_in_a_clone_of_any_name(tmp_path, name, complet
     (tmp_path / "extensions").mkdir()
     (tmp_path / "extensions" / name).symlink_to(ROOT)
     code = (
-        f"import extensions.{name} as door; extension, = door.AI_TOOLKIT_EXTENSIONS; process = extension.get_process(); "
+        f"import extensions.{name} as door; extension, = door.AI_TOOLKIT_EXTENSIONS; process = "
+        "extension.get_process(); "
         "print(extension.uid, process.__name__, [base.__name__ for base in process.__mro__][1:3])"
     )
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
     assert result.returncode == 0, result.stderr
-    expected = "SOARTrainer ['Correction', 'DiffusionTrainer']" if complete else "UnusableSOARTrainer ['object']"
+    expected = (
+        "SOARTrainer ['Correction', 'DiffusionTrainer']"
+        if complete
+        else "UnusableSOARTrainer ['object']"
+    )
     assert result.stdout.strip() == f"SOARTrainer {expected}"
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "ai_toolkit").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "examples" / "ai_toolkit").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_the_example_jobs_pass_the_extensions_own_checks(file):
     (process,) = yaml.safe_load(file.read_text(encoding="utf-8"))["config"]["process"]
 
@@ -525,7 +664,9 @@ def test_the_example_jobs_pass_the_extensions_own_checks(file):
         def __init__(self, soar):
             super().__init__(soar, **process["train"])
             self.model_config = SimpleNamespace(**{**MODEL, **process["model"]})
-            self.datasets = [SimpleNamespace(**{**DATASET, **dataset}) for dataset in process["datasets"]]
+            self.datasets = [
+                SimpleNamespace(**{**DATASET, **dataset}) for dataset in process["datasets"]
+            ]
 
     trainer = type("Trainer", (Correction, Job), {})(process["soar"])
     assert process["type"] == "SOARTrainer" and trainer.soar.num_corrections > 0

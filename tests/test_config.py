@@ -13,8 +13,18 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_defaults_are_the_methods():
     config = SOARConfig()
-    assert (config.num_steps, config.cfg_scale, config.correction_weight, config.num_aux_points) == (30, 4.5, 1.0, 4)
-    assert (config.sigma_min, config.rollout, config.step_space, config.shared_noise) == (0.02, "ode", "sigma", True)
+    assert (
+        config.num_steps,
+        config.cfg_scale,
+        config.correction_weight,
+        config.num_aux_points,
+    ) == (30, 4.5, 1.0, 4)
+    assert (config.sigma_min, config.rollout, config.step_space, config.shared_noise) == (
+        0.02,
+        "ode",
+        "sigma",
+        True,
+    )
     assert (config.points_per_pass, config.start_step, config.every) == (1, 0, 1)
     assert SOARConfig.from_dict(None) == SOARConfig.from_dict({}) == config
 
@@ -56,7 +66,10 @@ def test_a_bad_value_is_named_with_its_rule(key, value, rule):
 def test_another_samples_error_needs_an_error_and_another_sample():
     with pytest.raises(ConfigError, match=r"soar\.step_error must be own with rollout: none"):
         SOARConfig(step_error="another", rollout="none")
-    with pytest.raises(ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1, .* Set batch_size to 2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"soar\.step_error must be own with train\.batch_size: 1, .* Set batch_size to 2",
+    ):
         SOARConfig(step_error="another").check_batch_size(1)
     SOARConfig(step_error="another").check_batch_size(2)
     SOARConfig().check_batch_size(1)
@@ -80,7 +93,9 @@ def test_the_rollouts_noise_has_the_range_of_its_kind(rollout, noise):
     ],
 )
 def test_a_misspelling_or_a_peers_spelling_is_told_the_right_key(key, meant):
-    with pytest.raises(ConfigError, match=rf"soar\.{key} is not a setting of SOAR: did you mean {meant}\?"):
+    with pytest.raises(
+        ConfigError, match=rf"soar\.{key} is not a setting of SOAR: did you mean {meant}\?"
+    ):
         SOARConfig.from_dict({key: 1})
 
 
@@ -100,7 +115,8 @@ def test_start_step_and_every_choose_the_steps_with_correction():
 
 
 def test_the_cost_is_the_methods():
-    """METHOD.md, "Cost": 5.3x (5.25x) of SFT at N = 4, 2.3x at N = 1, one forward less without guidance."""
+    """METHOD.md, "Cost": 5.3x (5.25x) of SFT at N = 4, 2.3x at N = 1, one forward less without
+    guidance."""
     assert SOARConfig().cost() == pytest.approx(16 / 3)
     assert SOARConfig().cost(checkpointing=True) == pytest.approx(21 / 4)
     assert SOARConfig(num_aux_points=1).cost() == pytest.approx(7 / 3)
@@ -115,4 +131,6 @@ def test_the_settings_page_names_every_setting_with_its_default():
     for field in fields(SOARConfig):
         value = 0.7 if field.name == "rollout_noise" else field.default
         default = "true" if value is True else value if isinstance(value, str) else f"{value:g}"
-        assert f"{field.name} ({default})" in page or f"| {field.name} | {default} |" in page, field.name
+        assert f"{field.name} ({default})" in page or f"| {field.name} | {default} |" in page, (
+            field.name
+        )

@@ -1,4 +1,5 @@
-"""The engine as trajectories: what is equal to what, through whole runs on a tiny random pipeline."""
+"""The engine as trajectories: what is equal to what, through whole runs on a tiny random
+pipeline."""
 
 import json
 import os
@@ -17,17 +18,24 @@ from soarflow.engine.job import read_job
 
 @pytest.fixture
 def run(document, write_job):
-    """Trains the fixture's job with sections updated; returns (outcome, trained tensors, metrics rows)."""
+    """Trains the fixture's job with sections updated; returns (outcome, trained tensors, metrics
+    rows)."""
 
     def run(name="run", kind="SOARTrainer", **sections):
         process = document["config"]["process"][0]
         changed = {**process, "type": kind}
         for section, values in sections.items():
-            changed[section] = {**process[section], **values} if isinstance(values, dict) and section in process else values
+            changed[section] = (
+                {**process[section], **values}
+                if isinstance(values, dict) and section in process
+                else values
+            )
         path = write_job({"job": "extension", "config": {"name": name, "process": [changed]}})
         job = read_job(path)
         outcome = training.train(job, say=lambda text: None)
-        rows = [json.loads(line) for line in (job.save_root / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line) for line in (job.save_root / "metrics.jsonl").read_text().splitlines()
+        ]
         return outcome, tensors_of(outcome.weights), rows
 
     return run
@@ -45,7 +53,9 @@ def assert_same(one, other):
 def test_a_run_writes_what_it_says(run):
     outcome, tensors, rows = run(save={"save_every": 2, "max_step_saves_to_keep": 1})
     root = outcome.weights.parent
-    assert outcome.finished and outcome.step == 6 and [row["step"] for row in rows] == list(range(6))
+    assert (
+        outcome.finished and outcome.step == 6 and [row["step"] for row in rows] == list(range(6))
+    )
     assert {path.name for path in root.iterdir()} >= {
         "run.safetensors",
         "run_000000004.safetensors",
@@ -108,7 +118,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(run, monkeypatch, sec
 @pytest.mark.parametrize("kind", ["SOARTrainer", "diffusion_trainer"])
 def test_accumulation_four_times_one_is_one_times_four(run, kind):
     _, wide, wide_rows = run("wide", kind, train={"batch_size": 4, "steps": 3})
-    _, deep, deep_rows = run("deep", kind, train={"batch_size": 1, "gradient_accumulation": 4, "steps": 3})
+    _, deep, deep_rows = run(
+        "deep", kind, train={"batch_size": 1, "gradient_accumulation": 4, "steps": 3}
+    )
     for one, other in zip(wide_rows, deep_rows, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
@@ -132,7 +144,12 @@ def test_checkpointing_changes_nothing(run):
         {"train": {"loss_type": "mae"}},
         {"train": {"loss_type": "pseudo_huber"}},
         {"train": {"lr_scheduler": "linear"}},
-        {"train": {"lr_scheduler": "constant_with_warmup", "lr_scheduler_params": {"num_warmup_steps": 3}}},
+        {
+            "train": {
+                "lr_scheduler": "constant_with_warmup",
+                "lr_scheduler_params": {"num_warmup_steps": 3},
+            }
+        },
         {"train": {"optimizer_params": {"betas": [0.5, 0.9]}}},
         {"train": {"max_grad_norm": 1e-3, "optimizer_params": {"eps": 0.1}}},
         {"train": {"ema_config": {"ema_decay": 0.5}}},
@@ -157,7 +174,9 @@ def test_caption_dropout_is_drawn_per_sample():
     from soarflow.engine.data import Draw, Item, seeded_generator
 
     item = Item(torch.zeros(1), "words", 0.3)
-    kept = [training._kept_caption(Draw(item, seeded_generator(0, number))) for number in range(2000)]
+    kept = [
+        training._kept_caption(Draw(item, seeded_generator(0, number))) for number in range(2000)
+    ]
     assert 0.25 < kept.count("") / 2000 < 0.35
 
 
@@ -186,21 +205,33 @@ def test_the_full_fine_tune_loads_as_the_pipelines_transformer(run, pipeline_fol
     outcome, _, _ = run(network=None)
     trained = ZImageTransformer2DModel.from_pretrained(outcome.weights)
     pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, transformer=trained)
-    base = ZImageTransformer2DModel.from_pretrained(pipeline_folder, subfolder="transformer").state_dict()
+    base = ZImageTransformer2DModel.from_pretrained(
+        pipeline_folder, subfolder="transformer"
+    ).state_dict()
     changed = pipeline.transformer.state_dict()
     assert any(not torch.equal(base[key], changed[key]) for key in base)
 
 
 def test_samples_are_the_same_at_every_run(run):
-    sample = {"prompts": ["a red circle", "two squares"], "width": 64, "height": 64, "sample_every": 3, "sample_steps": 2}
+    sample = {
+        "prompts": ["a red circle", "two squares"],
+        "width": 64,
+        "height": 64,
+        "sample_every": 3,
+        "sample_steps": 2,
+    }
     one, _, _ = run("one", train={"disable_sampling": False}, sample=sample)
-    other, _, _ = run("other", train={"disable_sampling": False, "skip_first_sample": True}, sample=sample)
+    other, _, _ = run(
+        "other", train={"disable_sampling": False, "skip_first_sample": True}, sample=sample
+    )
     files = sorted(path.name for path in (one.weights.parent / "samples").iterdir())
     assert files == [f"{step:09d}_{index}.png" for step in (0, 3, 6) for index in (0, 1)]
     later = sorted(path.name for path in (other.weights.parent / "samples").iterdir())
     assert later == files[2:]
     for name in later:
-        assert (one.weights.parent / "samples" / name).read_bytes() == (other.weights.parent / "samples" / name).read_bytes()
+        assert (one.weights.parent / "samples" / name).read_bytes() == (
+            other.weights.parent / "samples" / name
+        ).read_bytes()
 
 
 def test_caches_are_read_back(run, image_folder, monkeypatch):
@@ -220,7 +251,10 @@ def test_caches_are_read_back(run, image_folder, monkeypatch):
 
 def test_another_network_does_not_resume_a_run(run):
     run("run")
-    with pytest.raises(ConfigError, match=r"holds a run with another network or ema_config: choose another config\.name"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds a run with another network or ema_config: choose another config\.name",
+    ):
         run("run", network={"linear": 8})
 
 
@@ -236,7 +270,9 @@ def test_the_command_says_what_it_does(document, write_job, capsys):
     assert main(["check", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "num_steps 30, cfg_scale 3, correction_weight 1, num_aux_points 2" in printed
-    assert "compute per step 3.33 x plain SFT's" in printed and "8 pictures with captions" in printed
+    assert (
+        "compute per step 3.33 x plain SFT's" in printed and "8 pictures with captions" in printed
+    )
     assert not (path.parent / "output").exists()
     assert main(["train", str(path)]) == 0
     assert "finished at step 6" in capsys.readouterr().out

@@ -19,27 +19,60 @@ BAD = [
     (
         ("train", "batchsize"),
         2,
-        r"train.batchsize is not honoured by the built-in engine: the closest key that it does is train.batch_size",
+        r"train.batchsize is not honoured by the built-in engine: the closest key that it does is "
+        r"train.batch_size",
     ),
     (("train", "snr_gamma"), 5, r"train.snr_gamma is not honoured"),
     (("train", "steps"), 0, r"train.steps must be an integer >= 1, got 0"),
     (("train", "steps"), True, r"train.steps must be an integer, got true"),
     (("train", "lr"), "fast", r"train.lr must be a number, got fast"),
     (("train", "lr"), float("nan"), r"train.lr must be a number >= 0, got nan"),
-    (("train", "optimizer"), "adamw8bit", r"train.optimizer must be one of adamw, got adamw8bit. The engine trains with adamw"),
-    (("train", "timestep_type"), "weighted", r"train.timestep_type must be one of sigmoid, linear, shift, got weighted"),
-    (("train", "train_text_encoder"), True, r"train.train_text_encoder must be one of false, got true"),
+    (
+        ("train", "optimizer"),
+        "adamw8bit",
+        r"train.optimizer must be one of adamw, got adamw8bit. The engine trains with adamw",
+    ),
+    (
+        ("train", "timestep_type"),
+        "weighted",
+        r"train.timestep_type must be one of sigmoid, linear, shift, got weighted",
+    ),
+    (
+        ("train", "train_text_encoder"),
+        True,
+        r"train.train_text_encoder must be one of false, got true",
+    ),
     (("train", "ema_config"), 3, r"train.ema_config must be a section of keys"),
-    (("train", "ema_config"), {"decay": 0.9}, r"train.ema_config.decay is not honoured .* train.ema_config.ema_decay"),
-    (("model", "arch"), "flux", r"model.arch must be one of zimage, got flux. Other models train inside AI Toolkit"),
+    (
+        ("train", "ema_config"),
+        {"decay": 0.9},
+        r"train.ema_config.decay is not honoured .* train.ema_config.ema_decay",
+    ),
+    (
+        ("model", "arch"),
+        "flux",
+        r"model.arch must be one of zimage, got flux. Other models train inside AI Toolkit",
+    ),
     (("model", "quantize"), True, r"model.quantize must be one of false, got true"),
     (("network", "type"), "lokr", r"network.type must be one of lora, got lokr"),
     (("datasets",), [], r"datasets must have at least one"),
     (("datasets",), "images", r"datasets must be a list, got 'images'"),
-    (("datasets",), [{"folder_path": "nowhere"}], r"datasets\[0\].folder_path must be a folder that exists"),
+    (
+        ("datasets",),
+        [{"folder_path": "nowhere"}],
+        r"datasets\[0\].folder_path must be a folder that exists",
+    ),
     (("datasets",), [{"resolution": 64}], r"datasets\[0\].folder_path is missing"),
-    (("type",), "sd_trainer", r"type must be one of SOARTrainer, diffusion_trainer, got 'sd_trainer'"),
-    (("soar",), {"num_steps": 0}, r"soar.num_steps must be an integer >= 1, got 0. 30 is the default."),
+    (
+        ("type",),
+        "sd_trainer",
+        r"type must be one of SOARTrainer, diffusion_trainer, got 'sd_trainer'",
+    ),
+    (
+        ("soar",),
+        {"num_steps": 0},
+        r"soar.num_steps must be an integer >= 1, got 0. 30 is the default.",
+    ),
     (("soar",), {"lambda_aux": 1}, r"did you mean correction_weight\?"),
     (("sample",), {"prompt": ["a"]}, r"sample.prompt is not honoured .* sample.prompts"),
     (("slider",), {}, r"slider is not honoured by the built-in engine"),
@@ -64,9 +97,18 @@ def test_what_cannot_work_is_refused_by_name(document, write_job, where, value, 
         ("job: extension\nconfig: [", "is no YAML"),
         ("- 1", "must be a section of keys"),
         ("job: train\nconfig: {}", "job must be extension, got 'train'"),
-        ("job: extension\nconfig: {name: x, process: []}", "config.process must be a list of one process"),
-        ("job: extension\nconfig: {name: ../x, process: [{type: SOARTrainer}]}", "config.name must be a name"),
-        ("job: extension\nconfig: {name: x, process: [{type: SOARTrainer}]}", "datasets is missing"),
+        (
+            "job: extension\nconfig: {name: x, process: []}",
+            "config.process must be a list of one process",
+        ),
+        (
+            "job: extension\nconfig: {name: ../x, process: [{type: SOARTrainer}]}",
+            "config.name must be a name",
+        ),
+        (
+            "job: extension\nconfig: {name: x, process: [{type: SOARTrainer}]}",
+            "datasets is missing",
+        ),
     ],
 )
 def test_a_file_that_is_no_job(tmp_path, text, message):
@@ -103,7 +145,9 @@ def test_the_error_of_another_sample_needs_a_batch_that_holds_one(document, writ
     change(document, ("soar", "step_error"), "another")
     read_job(write_job(document))
     change(document, ("train", "batch_size"), 1)
-    with pytest.raises(ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"):
+    with pytest.raises(
+        ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"
+    ):
         read_job(write_job(document))
 
 
@@ -111,7 +155,10 @@ def test_keys_of_the_host_that_change_nothing_are_taken(document, write_job):
     process = document["config"]["process"][0]
     process["performance_log_every"] = 10
     process["datasets"][0].update(num_workers=0, prefetch_factor=4)
-    assert read_job(write_job(document)).datasets[0].folder_path == process["datasets"][0]["folder_path"]
+    assert (
+        read_job(write_job(document)).datasets[0].folder_path
+        == process["datasets"][0]["folder_path"]
+    )
 
 
 def test_relative_paths_start_where_the_data_lie(document, write_job, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-"""The objective: an independent plain reference, limits, invariances, and the numbers that METHOD.md says must hold."""
+"""The objective: an independent plain reference, limits, invariances, and the numbers that
+METHOD.md says must hold."""
 
 import math
 
@@ -20,14 +21,18 @@ class Field(nn.Module):
     def __init__(self, width=6, seed=0, dtype=torch.float64):
         super().__init__()
         torch.manual_seed(seed)
-        self.net = nn.Sequential(nn.Linear(width + 2, 16), nn.Tanh(), nn.Linear(16, width)).to(dtype)
+        self.net = nn.Sequential(nn.Linear(width + 2, 16), nn.Tanh(), nn.Linear(16, width)).to(
+            dtype
+        )
         self.seen = []
 
     def predict(self, label):
         def call(z, sigma):
             self.seen.append((z.detach(), sigma.detach(), torch.is_grad_enabled(), label))
             flat = z.flatten(1).to(next(self.parameters()).dtype)
-            extra = torch.stack([sigma.to(flat.dtype), torch.full_like(sigma, label, dtype=flat.dtype)], dim=1)
+            extra = torch.stack(
+                [sigma.to(flat.dtype), torch.full_like(sigma, label, dtype=flat.dtype)], dim=1
+            )
             return self.net(torch.cat([flat, extra], dim=1)).reshape(z.shape)
 
         return call
@@ -35,14 +40,21 @@ class Field(nn.Module):
 
 def draw(batch=5, shape=(6,), seed=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    x0, noise = (torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    x0, noise = (
+        torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        for _ in range(2)
+    )
     return x0, noise, torch.rand(batch, generator=generator, dtype=torch.float64) * 0.9 + 0.1
 
 
 def run(config, how="loss", field=None, data=None, seed=7, **options):
     """(result, gradients, field) of one step on the small field."""
     field = field or Field()
-    arguments = {"predict_uncond": field.predict(0.0), "generator": torch.Generator().manual_seed(seed), **options}
+    arguments = {
+        "predict_uncond": field.predict(0.0),
+        "generator": torch.Generator().manual_seed(seed),
+        **options,
+    }
     result = RUNS[how](field.predict(1.0), *(data or draw()), config, **arguments)
     if how == "loss":
         result.total.backward()
@@ -74,18 +86,28 @@ def reference(field, x0, noise, sigma, seed, steps, scale, weight, number, floor
             states[i] = (1 - a) * z_off[i] + a * noise[i]
         target = (states - x0) / levels[:, None]
         corrections.append(((cond(states, levels) - target) ** 2).mean())
-    return (base + weight * sum(corrections)) / (1 + weight * number), base, sum(corrections) / number
+    return (
+        (base + weight * sum(corrections)) / (1 + weight * number),
+        base,
+        sum(corrections) / number,
+    )
 
 
 @pytest.mark.parametrize("how", RUNS)
-@pytest.mark.parametrize(("steps", "scale", "weight", "number"), [(30, 4.5, 1.0, 4), (4, 2.0, 0.3, 1), (1, 1.5, 2.0, 3)])
+@pytest.mark.parametrize(
+    ("steps", "scale", "weight", "number"), [(30, 4.5, 1.0, 4), (4, 2.0, 0.3, 1), (1, 1.5, 2.0, 3)]
+)
 def test_it_is_the_method(how, steps, scale, weight, number):
-    config = SOARConfig(num_steps=steps, cfg_scale=scale, correction_weight=weight, num_aux_points=number)
+    config = SOARConfig(
+        num_steps=steps, cfg_scale=scale, correction_weight=weight, num_aux_points=number
+    )
     result, gradients, _ = run(config, how)
     other = Field()
     total, base, correction = reference(other, *draw(), 7, steps, scale, weight, number, 0.02)
     total.backward()
-    for ours, theirs in zip((result.total, result.base, result.correction), (total, base, correction), strict=True):
+    for ours, theirs in zip(
+        (result.total, result.base, result.correction), (total, base, correction), strict=True
+    ):
         assert_close(ours.detach(), theirs.detach(), rtol=1e-12, atol=0)
     for ours, theirs in zip(gradients, (p.grad for p in other.parameters()), strict=True):
         assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
@@ -96,7 +118,9 @@ def test_it_is_the_method(how, steps, scale, weight, number):
 def test_one_point_at_a_time_has_the_joint_gradient(per_pass, shared):
     config = SOARConfig(num_aux_points=5, shared_noise=shared)
     joint, gradients, _ = run(config, "loss")
-    apart, others, _ = run(SOARConfig(num_aux_points=5, shared_noise=shared, points_per_pass=per_pass), "backward")
+    apart, others, _ = run(
+        SOARConfig(num_aux_points=5, shared_noise=shared, points_per_pass=per_pass), "backward"
+    )
     for ours, theirs in zip(others, gradients, strict=True):
         assert_close(ours, theirs, rtol=1e-12, atol=1e-16)
     for name, value in vars(joint).items():
@@ -107,16 +131,28 @@ def test_one_point_at_a_time_has_the_joint_gradient(per_pass, shared):
 @pytest.mark.parametrize("setting", [{"correction_weight": 0}, {"num_aux_points": 0}])
 def test_without_correction_it_is_plain_sft_to_the_bit_and_at_its_cost(how, setting):
     x0, noise, sigma = draw(dtype=torch.float32)
-    result, gradients, field = run(SOARConfig(**setting), how, Field(dtype=torch.float32), (x0, noise, sigma))
+    result, gradients, field = run(
+        SOARConfig(**setting), how, Field(dtype=torch.float32), (x0, noise, sigma)
+    )
     assert len(field.seen) == 1
     plain = Field(dtype=torch.float32)
-    loss = (plain.predict(1.0)(interpolate(x0, noise, sigma), sigma) - (noise - x0)).square().flatten(1).mean(1).mean()
+    loss = (
+        (plain.predict(1.0)(interpolate(x0, noise, sigma), sigma) - (noise - x0))
+        .square()
+        .flatten(1)
+        .mean(1)
+        .mean()
+    )
     loss.backward()
     assert torch.equal(result.total.detach(), loss.detach())
-    assert all(torch.equal(ours, p.grad) for ours, p in zip(gradients, plain.parameters(), strict=True))
+    assert all(
+        torch.equal(ours, p.grad) for ours, p in zip(gradients, plain.parameters(), strict=True)
+    )
 
 
-@pytest.mark.parametrize(("scale", "number", "extra"), [(4.5, 4, 1), (1, 4, 0), (1.0, 1, 0), (0, 2, 1)])
+@pytest.mark.parametrize(
+    ("scale", "number", "extra"), [(4.5, 4, 1), (1, 4, 0), (1.0, 1, 0), (0, 2, 1)]
+)
 def test_the_forwards_of_a_step(scale, number, extra):
     """1 + N with gradient, and one without for the guided rollout; none at cfg_scale 1."""
     _, _, field = run(SOARConfig(cfg_scale=scale, num_aux_points=number), "backward")
@@ -136,7 +172,8 @@ def test_the_result_does_not_depend_on_the_rank(shape):
 
 
 def test_a_perfect_model_stays_on_the_straight_line():
-    """v = noise - x0 everywhere: every state is on the line, every target is the plain one, every loss 0."""
+    """v = noise - x0 everywhere: every state is on the line, every target is the plain one, every
+    loss 0."""
     x0, noise, sigma = draw()
 
     def predict(z, _):
@@ -149,23 +186,38 @@ def test_a_perfect_model_stays_on_the_straight_line():
 
 @pytest.mark.parametrize("level", [0.95, 0.5, 0.31])
 def test_the_correction_is_the_steps_error_scaled(level):
-    """v_corr - (noise - x0) = (1 - a) e / sigma_aux with e = (sigma_next - sigma) (v_cfg - (noise - x0))."""
+    """v_corr - (noise - x0) = (1 - a) e / sigma_aux with e = (sigma_next - sigma) (v_cfg - (noise -
+    x0))."""
     x0, noise, _ = draw()
     sigma = torch.full((5,), 0.3, dtype=torch.float64)
     v_cond, v_uncond = draw(seed=3)[:2]
     config = SOARConfig(num_steps=10, cfg_scale=3.0)
     base = base_point(x0, noise, sigma, config)
     z_off, sigma_next = roll_out(base, v_cond, x0, config, lambda z, s: v_uncond)
-    point = correction_point(z_off, sigma_next, x0, noise, config, levels=Levels(snap=lambda s: torch.full_like(s, level)))
+    point = correction_point(
+        z_off,
+        sigma_next,
+        x0,
+        noise,
+        config,
+        levels=Levels(snap=lambda s: torch.full_like(s, level)),
+    )
     a = (level - 0.2) / 0.8
     error = -0.1 * (v_uncond + 3 * (v_cond - v_uncond) - (noise - x0))
-    assert_close(velocity(x0, point.noise) - velocity(x0, noise), (1 - a) * error / level, rtol=1e-10, atol=1e-12)
+    assert_close(
+        velocity(x0, point.noise) - velocity(x0, noise),
+        (1 - a) * error / level,
+        rtol=1e-10,
+        atol=1e-12,
+    )
     assert_close(velocity(x0, point.noise), (point.z - x0) / level, rtol=1e-10, atol=1e-12)
 
 
 def test_the_correction_vanishes_at_pure_noise():
     x0, noise, sigma = draw()
-    point = correction_point(x0 * 3, sigma * 0.5, x0, noise, SOARConfig(), levels=Levels(snap=torch.ones_like))
+    point = correction_point(
+        x0 * 3, sigma * 0.5, x0, noise, SOARConfig(), levels=Levels(snap=torch.ones_like)
+    )
     assert_close(point.noise, noise)
     assert_close(point.z, noise)
 
@@ -174,7 +226,9 @@ def test_levels_are_uniform_from_the_floor_to_one():
     x0 = torch.zeros(200_000, 1, dtype=torch.float64)
     for sigma_next, low in ((0.4, 0.4), (0.0, 0.1)):
         nexts = torch.full((len(x0),), sigma_next, dtype=torch.float64)
-        levels = correction_point(x0, nexts, x0, x0, SOARConfig(sigma_min=0.1), torch.Generator().manual_seed(0)).sigma
+        levels = correction_point(
+            x0, nexts, x0, x0, SOARConfig(sigma_min=0.1), torch.Generator().manual_seed(0)
+        ).sigma
         assert low <= levels.min() < low + 1e-4 and 1 - 1e-4 < levels.max() <= 1
         assert abs(levels.mean().item() - (1 + low) / 2) < 5 * (1 - low) / math.sqrt(12 * len(x0))
 
@@ -194,13 +248,16 @@ def test_a_snapped_level_is_the_level_that_the_state_has():
     assert torch.equal(base[0], rolled[0])
     config, plain = SOARConfig(), Field()
     point = base_point(*data, config)
-    z_off, lower = roll_out(point, plain.predict(1.0)(point.z, point.sigma), x0, config, plain.predict(0.0))
+    z_off, lower = roll_out(
+        point, plain.predict(1.0)(point.z, point.sigma), x0, config, plain.predict(0.0)
+    )
     a = (level - lower) / (1 - lower)
     assert_close(z, (1 - expand(a, z)) * z_off + expand(a, z) * noise)
 
 
 def test_no_gradient_flows_through_the_rollout():
-    """With the base term weighed down to nothing the gradient is that of the corrections at fixed states."""
+    """With the base term weighed down to nothing the gradient is that of the corrections at fixed
+    states."""
     config = SOARConfig(num_aux_points=2, correction_weight=1e12)
     _, gradients, field = run(config)
     fixed = Field()
@@ -234,7 +291,10 @@ OPTIONS = [
 
 def test_every_option_changes_the_result():
     data = *draw()[:2], torch.tensor([0.05, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
-    totals = [run(SOARConfig(**options), data=data, shift=3.0)[0].total.item() for options in [{}, *OPTIONS]]
+    totals = [
+        run(SOARConfig(**options), data=data, shift=3.0)[0].total.item()
+        for options in [{}, *OPTIONS]
+    ]
     assert len({round(total, 9) for total in totals}) == len(totals)
 
 
@@ -260,9 +320,13 @@ def test_the_error_of_another_sample_is_carried_by_the_points():
     for (z, level, *_), (z_own, level_own, *_) in zip(field.seen[2:], own.seen[2:], strict=True):
         assert_close(level, level_own)
         sigma_next = (sigma - 1 / 30).clamp(min=0)
-        kept = ((1 - level) / (1 - sigma_next))[:, None]  # 1 - a: what re-noising leaves of the error
+        kept = ((1 - level) / (1 - sigma_next))[
+            :, None
+        ]  # 1 - a: what re-noising leaves of the error
         on_path = interpolate(x0, noise, level)
-        assert_close((z - on_path) / kept, ((z_own - on_path) / kept).roll(1, 0), rtol=1e-6, atol=1e-9)
+        assert_close(
+            (z - on_path) / kept, ((z_own - on_path) / kept).roll(1, 0), rtol=1e-6, atol=1e-9
+        )
 
 
 def test_a_sample_alone_in_its_batch_has_no_other_error_and_stays_on_the_path():
@@ -291,13 +355,30 @@ def test_in_half_precision_the_path_is_that_of_float32(dtype):
         return squared_error(prediction, target)
 
     options = {"predict_uncond": predict(0.0), "loss_fn": loss_fn}
-    result = soar_loss(predict(1.0), x0, noise, sigma, SOARConfig(), generator=torch.Generator().manual_seed(0), **options)
+    result = soar_loss(
+        predict(1.0),
+        x0,
+        noise,
+        sigma,
+        SOARConfig(),
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
     assert result.total.dtype == torch.float32
     half, targets = targets, []
     wide = (x0.float(), noise.float(), sigma.float())
-    rounded = {"predict_uncond": lambda z, s: predict(0.0)(z.to(dtype), s).float(), "loss_fn": loss_fn}
+    rounded = {
+        "predict_uncond": lambda z, s: predict(0.0)(z.to(dtype), s).float(),
+        "loss_fn": loss_fn,
+    }
     generator = torch.Generator().manual_seed(0)
-    soar_loss(lambda z, s: predict(1.0)(z.to(dtype), s).float(), *wide, SOARConfig(), generator=generator, **rounded)
+    soar_loss(
+        lambda z, s: predict(1.0)(z.to(dtype), s).float(),
+        *wide,
+        SOARConfig(),
+        generator=generator,
+        **rounded,
+    )
     for ours, theirs in zip(half, targets, strict=True):
         assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -340,7 +421,10 @@ def test_one_generator_per_sample_makes_a_batch_the_sum_of_its_samples():
     whole, gradients, _ = run(config, generator=generators(range(5)))
     field = Field()
     parts = [
-        run(config, "backward", field, (x0[[i]], noise[[i]], sigma[[i]]), generator=generators([i]))[0].total for i in range(5)
+        run(
+            config, "backward", field, (x0[[i]], noise[[i]], sigma[[i]]), generator=generators([i])
+        )[0].total
+        for i in range(5)
     ]
     assert_close(torch.stack(parts).mean(), whole.total.detach(), rtol=1e-12, atol=0)
     for ours, p in zip(gradients, field.parameters(), strict=True):
@@ -363,11 +447,18 @@ def saved_bytes(number):
             kept -= self.size
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64))
+    model = nn.Sequential(
+        nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64)
+    )
     x0, noise, sigma = torch.randn(32, 64), torch.randn(32, 64), torch.rand(32) * 0.9 + 0.1
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept_one: kept_one.tensor):
         soar_backward(
-            lambda z, s: model(z), x0, noise, sigma, SOARConfig(num_aux_points=number), predict_uncond=lambda z, s: model(z)
+            lambda z, s: model(z),
+            x0,
+            noise,
+            sigma,
+            SOARConfig(num_aux_points=number),
+            predict_uncond=lambda z, s: model(z),
         )
     assert kept == 0
     return peak

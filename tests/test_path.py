@@ -11,7 +11,9 @@ SHAPES = [(3, 4, 5, 6), (3, 4, 2, 5, 6), (3, 7, 8), (3, 2)]
 
 def draw(shape, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x0, noise = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    x0, noise = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2)
+    )
     sigma = torch.rand(shape[0], generator=generator, dtype=torch.float64) * 0.9 + 0.05
     return x0, noise, sigma
 

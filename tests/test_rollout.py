@@ -1,4 +1,5 @@
-"""One step off the trajectory: levels derived by hand, limits, and the moments of the stochastic steps."""
+"""One step off the trajectory: levels derived by hand, limits, and the moments of the stochastic
+steps."""
 
 import math
 
@@ -20,9 +21,12 @@ def test_a_step_is_one_over_k_and_stops_at_the_clean_end():
 
 
 def test_a_schedule_step_is_the_published_one():
-    """METHOD.md: at shift 3 and K 40 the step is 0.050 / 0.028 / 0.012 at sigma 0.3 / 0.6 / 0.9 instead of 0.025."""
+    """METHOD.md: at shift 3 and K 40 the step is 0.050 / 0.028 / 0.012 at sigma 0.3 / 0.6 / 0.9
+    instead of 0.025."""
     sigma = tensor(0.3, 0.6, 0.9)
-    assert_close(sigma - next_level(sigma, 40, shift=3.0), tensor(0.050, 0.028, 0.012), rtol=0, atol=5e-4)
+    assert_close(
+        sigma - next_level(sigma, 40, shift=3.0), tensor(0.050, 0.028, 0.012), rtol=0, atol=5e-4
+    )
     assert_close(next_level(sigma, 40, shift=1.0), sigma - 0.025)
 
 
@@ -58,7 +62,9 @@ def test_without_strength_a_stochastic_step_is_the_euler_step(kind):
     z, v = torch.randn(2, 3, 4, dtype=torch.float64)
     sigma = tensor(1.0, 0.5, 0.2)
     sigma_next = next_level(sigma, 10)
-    assert_close(stochastic_step(kind, z, sigma, sigma_next, v, 0.0, None), ode_step(z, sigma, sigma_next, v))
+    assert_close(
+        stochastic_step(kind, z, sigma, sigma_next, v, 0.0, None), ode_step(z, sigma, sigma_next, v)
+    )
 
 
 @pytest.mark.parametrize("kind", STOCHASTIC)
@@ -78,14 +84,17 @@ def test_mean_and_spread_of_a_stochastic_step(kind, level):
     sigma = torch.full((1,), level, dtype=torch.float64)
     state, velocity_ = (torch.full((1, number), value, dtype=torch.float64) for value in (z, v))
     generator = torch.Generator().manual_seed(3)
-    draws = stochastic_step(kind, state, sigma, next_level(sigma, steps), velocity_, strength, generator)
+    draws = stochastic_step(
+        kind, state, sigma, next_level(sigma, steps), velocity_, strength, generator
+    )
     assert abs(draws.mean().item() - mean) < 5 * spread / math.sqrt(number)
     assert abs(draws.std().item() / spread - 1) < 5 / math.sqrt(2 * number)
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("cps", 1e-2), ("sde", 2e-2), ("flow_sde", 2e-2)])
 def test_marginals_are_kept_by_a_perfect_model(kind, tolerance):
-    """Data N(0, 1/4): the exact velocity and a small step give the variance that the lower level has; `simple` does not."""
+    """Data N(0, 1/4): the exact velocity and a small step give the variance that the lower level
+    has; `simple` does not."""
     number, variance, level, steps = 400_000, 0.25, 0.6, 200
     total = (1 - level) ** 2 * variance + level**2
     generator = torch.Generator().manual_seed(5)
@@ -97,7 +106,8 @@ def test_marginals_are_kept_by_a_perfect_model(kind, tolerance):
     expected = (1 - lower) ** 2 * variance + lower**2
     step = stochastic_step(kind, z, sigma, sigma_next, v, 1.0 if kind != "cps" else 0.5, generator)
     simple = stochastic_step("simple", z, sigma, sigma_next, v, 1.0, generator)
-    if kind == "cps":  # keeps the marginal only where x0_hat and noise_hat are exact; here just the injected share is checked
+    if kind == "cps":
+        # keeps the marginal only where x0_hat and noise_hat are exact; here just the injected share
         assert step.var().item() < expected
     else:
         assert abs(step.var().item() / expected - 1) < tolerance / 4

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soarflow.tinyscenes.benchmark import wilson
-from soarflow.tinyscenes.captions import CATEGORIES, Caption, Group, captions_of, category_of, draw_captions, is_held_out, parse
+from soarflow.bundled.scoring import wilson
+from soarflow.tinyscenes.captions import (
+    CATEGORIES,
+    Caption,
+    Group,
+    captions_of,
+    category_of,
+    draw_captions,
+    is_held_out,
+    parse,
+)
 from soarflow.tinyscenes.evaluator import evaluate_image, judge
 from soarflow.tinyscenes.scenes import Sloppiness, Thing, draw_scenes, holds, render, write_folder
 
@@ -17,16 +26,30 @@ def test_captions_are_read_back(category):
 
 
 def test_the_language_in_words():
-    assert str(Caption((Group(2, "cross", "red"), Group(1, "square", "blue")))) == "two red crosses and a blue square"
-    assert str(Caption((Group(1, "circle"), Group(1, "square")), "left of")) == "a circle left of a square"
+    assert (
+        str(Caption((Group(2, "cross", "red"), Group(1, "square", "blue"))))
+        == "two red crosses and a blue square"
+    )
+    assert (
+        str(Caption((Group(1, "circle"), Group(1, "square")), "left of"))
+        == "a circle left of a square"
+    )
     with pytest.raises(ValueError, match="cannot read 'a pink dog'"):
         parse("a pink dog")
 
 
 def test_training_and_held_out_captions_share_none_where_there_are_many():
     rng = np.random.default_rng(0)
-    trained, kept = set(draw_captions(rng, 7000, held_out=False)), set(draw_captions(rng, 700, held_out=True))
-    assert {category_of(caption) for caption in trained & kept} <= {"single_object", "two_objects", "counting", "colors"}
+    trained, kept = (
+        set(draw_captions(rng, 7000, held_out=False)),
+        set(draw_captions(rng, 700, held_out=True)),
+    )
+    assert {category_of(caption) for caption in trained & kept} <= {
+        "single_object",
+        "two_objects",
+        "counting",
+        "colors",
+    }
     assert any(is_held_out(caption) for caption in kept)
 
 
@@ -38,7 +61,9 @@ def fresh():
 
 def test_the_evaluator_agrees_with_the_ground_truth(fresh):
     scenes, images = fresh
-    verdicts = [evaluate_image(image, scene.caption) for image, scene in zip(images, scenes, strict=True)]
+    verdicts = [
+        evaluate_image(image, scene.caption) for image, scene in zip(images, scenes, strict=True)
+    ]
     assert sum(verdict.correct for verdict in verdicts) >= 0.995 * len(scenes)
     assert all(verdict.score == 1 for verdict in verdicts if verdict.correct)
 
@@ -47,8 +72,14 @@ def test_captions_of_other_scenes_hold_no_oftener_than_chance(fresh):
     """Chance is what the scenes' own lists of things say about the other captions."""
     scenes, images = fresh
     others = scenes[1500:] + scenes[:1500]
-    read = sum(evaluate_image(image, other.caption).correct for image, other in zip(images, others, strict=True))
-    true = sum(judge(scene.things, other.caption).correct for scene, other in zip(scenes, others, strict=True))
+    read = sum(
+        evaluate_image(image, other.caption).correct
+        for image, other in zip(images, others, strict=True)
+    )
+    true = sum(
+        judge(scene.things, other.caption).correct
+        for scene, other in zip(scenes, others, strict=True)
+    )
     assert read <= true
 
 
@@ -102,9 +133,13 @@ def test_relations_need_a_leading_direction():
 def test_a_folder_is_an_ordinary_training_set(tmp_path):
     scenes = draw_scenes(3, 4)
     write_folder(tmp_path, scenes)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n:04d}.{e}" for n in range(4) for e in ("png", "txt"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{n:04d}.{e}" for n in range(4) for e in ("png", "txt")
+    )
     assert (tmp_path / "0001.txt").read_text().strip() == str(scenes[1].caption)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "0001.png")), np.asarray(render(scenes[1].things)))
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "0001.png")), np.asarray(render(scenes[1].things))
+    )
 
 
 def test_wilsons_interval():

@@ -1,4 +1,5 @@
-"""Writes the 256 clean captioned pictures that tinyscenes_cpu.yaml trains on: `python tinyscenes_pictures.py FOLDER`.
+"""Writes the 256 clean captioned pictures that tinyscenes_cpu.yaml trains on: `python
+tinyscenes_pictures.py FOLDER`.
 
 Runs in AI Toolkit's environment, where soarflow need not be installed.
 """

@@ -1,11 +1,12 @@
-"""What SOAR adds to a trainer of AI Toolkit: `Correction` is mixed into the host's class and extends a few of its methods.
+"""What SOAR adds to a trainer of AI Toolkit: `Correction` is mixed into the host's class and
+extends a few of its methods.
 
-`predict_noise` remembers what the step's own prediction was conditioned on. `calculate_loss` lets the host compute the base
-loss and back-propagates it; then the host predicts and judges each correction point like any other state, with the point's
-effective noise as the noise, and that is back-propagated: masks, loss types, weights and the architecture's own target apply to
-a point as they do to the base. One graph is alive at a time; the host is handed a detached value. Nothing waits for the device
-until the host itself has waited for its loss.
-"""
+`predict_noise` remembers what the step's own prediction was conditioned on. `calculate_loss` lets
+the host compute the base loss and back-propagates it; then the host predicts and judges each
+correction point like any other state, with the point's effective noise as the noise, and that is
+back-propagated: masks, loss types, weights and the architecture's own target apply to a point as
+they do to the base. One graph is alive at a time; the host is handed a detached value. Nothing
+waits for the device until the host itself has waited for its loss."""
 
 import math
 from collections import OrderedDict
@@ -20,7 +21,15 @@ from torch import Tensor
 from ..config import ConfigError, SOARConfig
 from ..objective import SOARResult, TrainingPoint, correct, join
 from ..path import interpolate, widen
-from .compatibility import architecture, check_captions, check_model, check_settings, needs_grid, sees_whole_timesteps, warnings
+from .compatibility import (
+    architecture,
+    check_captions,
+    check_model,
+    check_settings,
+    needs_grid,
+    sees_whole_timesteps,
+    warnings,
+)
 from .paths import DiffusionPath, FlowPath, HostPath
 
 if TYPE_CHECKING:
@@ -36,9 +45,8 @@ CHECKED_BATCHES = 3
 class HostStep:
     """A batch of the host in the objective's terms.
 
-    `predict(states, timesteps, embeds)`, `judge(prediction, noise, states, timesteps)` and `backward(loss)` are the host's own
-    prediction, loss and backward.
-    """
+    `predict(states, timesteps, embeds)`, `judge(prediction, noise, states, timesteps)` and
+    `backward(loss)` are the host's own prediction, loss and backward."""
 
     x0: Tensor
     noisy_latents: Tensor
@@ -66,17 +74,26 @@ class HostStep:
     def predict_uncond(self, *_: Tensor) -> Tensor:
         """The velocity without a condition, at the base state."""
         embeds = repeat_embeds(self.unconditional_embeds, len(self.x0))
-        return self.path.velocity(self.predict(self.noisy_latents, self.timesteps, embeds), self.z, self.sigma)
+        return self.path.velocity(
+            self.predict(self.noisy_latents, self.timesteps, embeds), self.z, self.sigma
+        )
 
     def train_on(self, points: list[TrainingPoint]) -> Tensor:
-        """Points predicted in one forward, judged by the host one by one, and back-propagated; their mean loss."""
+        """Points predicted in one forward, judged by the host one by one, and back-propagated;
+        their mean loss."""
         number, joined = len(points), join(points)
         conditioning = self.conditioning.repeat(number, *[1] * (self.conditioning.ndim - 1))
-        states = torch.cat([self.path.state(joined.z, joined.sigma), conditioning.to(joined.z)], dim=1)
-        prediction = self.predict(states, self.path.timesteps(joined.sigma), repeat_embeds(self.embeds, number))
+        states = torch.cat(
+            [self.path.state(joined.z, joined.sigma), conditioning.to(joined.z)], dim=1
+        )
+        prediction = self.predict(
+            states, self.path.timesteps(joined.sigma), repeat_embeds(self.embeds, number)
+        )
         parts = zip(prediction.chunk(number), states.chunk(number), points, strict=True)
         losses = [
-            self.judge(part, point.noise / self.path.noise_scale, state, self.path.timesteps(point.sigma))
+            self.judge(
+                part, point.noise / self.path.noise_scale, state, self.path.timesteps(point.sigma)
+            )
             for part, state, point in parts
         ]
         loss = torch.stack(losses).mean()
@@ -85,7 +102,8 @@ class HostStep:
 
 
 class Correction(Host):
-    """Mix into AI Toolkit's trainer, before it: `class SOARTrainer(Correction, DiffusionTrainer)`."""
+    """Mix into AI Toolkit's trainer, before it: `class SOARTrainer(Correction,
+    DiffusionTrainer)`."""
 
     additional_logs: dict[str, Any]  # the host's
 
@@ -108,7 +126,10 @@ class Correction(Host):
 
     def hook_before_train_loop(self) -> None:
         check_captions(self, self.soar)
-        for line in (self.soar.describe(self.train_config.gradient_checkpointing), *warnings(self, self.soar)):
+        for line in (
+            self.soar.describe(self.train_config.gradient_checkpointing),
+            *warnings(self, self.soar),
+        ):
             print(line)
         super().hook_before_train_loop()
 
@@ -128,7 +149,8 @@ class Correction(Host):
         return losses
 
     def train_single_accumulation(self, batch: Any) -> Tensor:
-        """The host's training on one batch. When it returns the host has waited for the loss, and SOAR's numbers are there."""
+        """The host's training on one batch. When it returns the host has waited for the loss, and
+        SOAR's numbers are there."""
         loss = super().train_single_accumulation(batch)
         result, self._result = self._result, None
         if result is not None:
@@ -156,20 +178,34 @@ class Correction(Host):
         **kwargs: Any,
     ) -> Tensor:
         host_loss = super().calculate_loss
-        as_predicted = dict(vars(batch))  # some losses change what the batch holds, the sound's target for one
-        base_loss = host_loss(noise_pred, noise, noisy_latents, timesteps, batch, mask_multiplier, prior_pred, **kwargs)
+        as_predicted = dict(
+            vars(batch)
+        )  # some losses change what the batch holds, the sound's target for one
+        base_loss = host_loss(
+            noise_pred,
+            noise,
+            noisy_latents,
+            timesteps,
+            batch,
+            mask_multiplier,
+            prior_pred,
+            **kwargs,
+        )
         primary, self._primary = self._primary, None
         if primary is None or self._prior_is_target(prior_pred):
-            return base_loss  # plain training of this batch; where a correction was due hook_train_loop counts and reports it
+            return base_loss  # plain training; hook_train_loop counts a correction that was due
 
         condition, randomness = primary
         config = self.soar.at_step(self.step_num)
 
         def predict(states: Tensor, levels: Tensor, embeds: Any) -> Tensor:
-            """The host's prediction under the base prediction's circumstances: the batch's fields, what is drawn on the way."""
+            """The host's prediction under the base prediction's circumstances: the batch's fields,
+            what is drawn on the way."""
             vars(batch).update({**as_predicted, "audio_pred": None})
             randomness.rewind()
-            return self.predict_noise(noisy_latents=states, timesteps=levels, conditional_embeds=embeds, **condition)
+            return self.predict_noise(
+                noisy_latents=states, timesteps=levels, conditional_embeds=embeds, **condition
+            )
 
         step = HostStep(
             x0=batch.latents.to(noisy_latents.device),
@@ -184,14 +220,20 @@ class Correction(Host):
             ),
             backward=lambda loss: self.accelerator.backward(loss * self._regularisation(batch)),
         )
-        base = TrainingPoint(widen(step.z), step.sigma, widen(noise) * step.path.noise_scale, config.base_weight)
+        base = TrainingPoint(
+            widen(step.z), step.sigma, widen(noise) * step.path.noise_scale, config.base_weight
+        )
         self._check_on_path(base, step.x0)
         v_cond = step.path.velocity(noise_pred.detach(), step.z, step.sigma)
-        logs, as_judged = dict(self.additional_logs), dict(vars(batch))  # the points overwrite what the base loss left
+        logs, as_judged = (
+            dict(self.additional_logs),
+            dict(vars(batch)),
+        )  # the points overwrite what the base loss left
         step.backward(base_loss * base.weight)
         with randomness.kept():
             self._result = correct(
-                base, base_loss.detach(), v_cond, step.x0, config, step.train_on, step.predict_uncond,
+                base, base_loss.detach(), v_cond, step.x0, config, step.train_on,
+                step.predict_uncond,
                 self._own_generator(), step.path.usable, self._shift(),
             )  # fmt: skip
         self.additional_logs = logs
@@ -210,23 +252,30 @@ class Correction(Host):
 
     def _regularisation(self, batch: Any) -> float:
         """The multiplier that the host puts on a batch's loss for its regularisation pictures."""
-        weights = [self.train_config.reg_weight if is_reg else 1.0 for is_reg in batch.get_is_reg_list()]
+        weights = [
+            self.train_config.reg_weight if is_reg else 1.0 for is_reg in batch.get_is_reg_list()
+        ]
         return sum(weights) / len(weights)
 
     def _prior_is_target(self, prior_pred: Tensor | None) -> bool:
         settings = self.train_config
-        return prior_pred is not None and not (settings.inverted_mask_prior or settings.do_prior_divergence)
+        return prior_pred is not None and not (
+            settings.inverted_mask_prior or settings.do_prior_divergence
+        )
 
     def _check_on_path(self, base: TrainingPoint, x0: Tensor) -> None:
-        """A state off the straight line means that a setting changed it in a way that SOAR does not know."""
+        """A state off the straight line means that a setting changed it in a way that SOAR does not
+        know."""
         if self._checked == CHECKED_BATCHES or self.train_config.timestep_type == "next_sample":
             return  # the latter's state is one step of the model off the line, on purpose
         self._checked += 1
         distance = (base.z - interpolate(x0, base.noise, base.sigma)).square().mean().sqrt()
         if distance > 0.02 * base.noise.square().mean().sqrt():
             raise ConfigError(
-                f"the training state is not the mixture of latent and noise that its level says (distance {distance:.3f}): a "
-                "setting of train or datasets changes it. Remove what scales noise or latents, or use type: diffusion_trainer."
+                "the training state is not the mixture of latent and noise that its level says "
+                f"(distance {distance:.3f}): a "
+                "setting of train or datasets changes it. Remove what scales noise or latents, or "
+                "use type: diffusion_trainer."
             )
 
     def _path(self, batch: Any, timesteps: Tensor) -> HostPath:
@@ -247,7 +296,8 @@ class Correction(Host):
         return self.sd.noise_scheduler.timesteps.to(self.device_torch, torch.float32)
 
     def _stage(self) -> tuple[float, float]:
-        """The levels of the expert that this step trains; the model takes it for levels above its boundary."""
+        """The levels of the expert that this step trains; the model takes it for levels above its
+        boundary."""
         if not getattr(self.sd, "is_multistage", False):
             return 0.0, 1.0
         ends = [1.0, *self.sd.multistage_boundaries]
@@ -255,9 +305,12 @@ class Correction(Host):
         return boundary + 1e-4 if boundary > 0 else 0.0, highest
 
     def _own_generator(self) -> torch.Generator:
-        """SOAR's draws have a stream of their own, so that the host draws what it would draw in plain training."""
+        """SOAR's draws have a stream of their own, so that the host draws what it would draw in
+        plain training."""
         if self._generator is None:
-            self._generator = torch.Generator().manual_seed((torch.initial_seed() + 1_000_003 * self.step_num) % 2**63)
+            self._generator = torch.Generator().manual_seed(
+                (torch.initial_seed() + 1_000_003 * self.step_num) % 2**63
+            )
         return self._generator
 
     def _shift(self) -> float:
@@ -265,11 +318,15 @@ class Correction(Host):
 
 
 class Randomness:
-    """Torch's generators as they are now, to be drawn from again: some models draw their conditioning in every prediction."""
+    """Torch's generators as they are now, to be drawn from again: some models draw their
+    conditioning in every prediction."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = [device] if device.type == "cuda" else []
-        self._states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._cuda)]
+        self._states = [
+            torch.get_rng_state(),
+            *(torch.cuda.get_rng_state(device) for device in self._cuda),
+        ]
 
     def rewind(self) -> None:
         torch.set_rng_state(self._states[0])
@@ -289,7 +346,8 @@ def repeat_embeds(embeds: Any, number: int) -> Any:
         return embeds
     features = getattr(embeds, "text_embeds", None)
     if isinstance(features, (list, tuple)) and features[0].ndim > 2:
-        # HiDream's: a tensor for each encoder, (B, L, D) and (layers, B, L, D), which the host's own way would put in a row
+        # HiDream's: a tensor for each encoder, (B, L, D) and (layers, B, L, D), which the host's
+        # own way would put in a row
         repeated = embeds.clone()
         repeated.text_embeds = [torch.cat([each] * number, dim=-3) for each in features]
         if repeated.pooled_embeds is not None:

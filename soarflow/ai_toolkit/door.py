@@ -1,13 +1,16 @@
-"""The trainer's class for AI Toolkit, which asks for it in every job, SOAR or not: it must come, whatever is wrong with us."""
+"""The trainer's class for AI Toolkit, which asks for it in every job, SOAR or not: it must come,
+whatever is wrong with us."""
 
 import importlib
 
 KNOWN_TO_WORK = "0.12.26"
-"""The version of AI Toolkit that the names in this package were taken from and tested with (commit 27a03a91)."""
+"""The version of AI Toolkit that the names in this package were taken from and tested with (commit
+27a03a91)."""
 
 
 def trainer_class() -> type:
-    """SOARTrainer; or, where it cannot be made in this AI Toolkit, a class that says why when a job uses it."""
+    """SOARTrainer; or, where it cannot be made in this AI Toolkit, a class that says why when a job
+    uses it."""
     try:
         from .compatibility import check_host
         from .trainer import DiffusionTrainer, SOARTrainer
@@ -32,6 +35,8 @@ def not_this_host(reason: str) -> str:
     except (ImportError, AttributeError):
         version = "of an unknown version"
     return (
-        f"SOARTrainer does not know this AI Toolkit ({version}): {reason}. It is known to work in {KNOWN_TO_WORK} with Python "
-        "3.10 or newer. Update aitk_soar or check that version out, or train with type: diffusion_trainer."
+        f"SOARTrainer does not know this AI Toolkit ({version}): {reason}. It is known to work in "
+        f"{KNOWN_TO_WORK} with Python "
+        "3.10 or newer. Update aitk_soar or check that version out, or train with type: "
+        "diffusion_trainer."
     )

@@ -1,4 +1,5 @@
-"""How AI Toolkit writes states, levels and predictions of an architecture, in the objective's terms and back."""
+"""How AI Toolkit writes states, levels and predictions of an architecture, in the objective's terms
+and back."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ from ..variance_preserving import VariancePreserving
 class HostPath(Protocol):
     """The objective's `z` and `sigma` against the host's states and timesteps (B,).
 
-    `usable`: the levels that a point may have. `noise_scale`: what the host's noise is multiplied by in a state at sigma = 1.
-    """
+    `usable`: the levels that a point may have. `noise_scale`: what the host's noise is multiplied
+    by in a state at sigma = 1."""
 
     @property
     def usable(self) -> Levels: ...
@@ -31,10 +32,10 @@ class HostPath(Protocol):
 class FlowPath:
     """An architecture trained by flow matching: its state is ours, its timestep 1000 sigma.
 
-    Its target depends on the noise as slope * noise + rest, and `slope` is read from the host itself. 1: noise - x0.
-    -1: x0 - noise. a > 1: a * noise - x0, with states that hold a * noise. 0: x0. `grid` (T,) are the only timesteps that the
-    host can look up or the model can tell apart; None where every one will do.
-    """
+    Its target depends on the noise as slope * noise + rest, and `slope` is read from the host
+    itself. 1: noise - x0. -1: x0 - noise. a > 1: a * noise - x0, with states that hold a * noise.
+    0: x0. `grid` (T,) are the only timesteps that the host can look up or the model can tell apart;
+    None where every one will do."""
 
     slope: float
     grid: Tensor | None = None
@@ -47,7 +48,10 @@ class FlowPath:
         if not hasattr(sd, "get_loss_target"):
             return 1.0
         zero = torch.zeros_like(batch.latents)
-        low, high = (sd.get_loss_target(noise=zero + value, batch=batch, timesteps=timesteps) for value in (0, 1))
+        low, high = (
+            sd.get_loss_target(noise=zero + value, batch=batch, timesteps=timesteps)
+            for value in (0, 1)
+        )
         return round((high - low).float().mean().item(), 2)
 
     @property
@@ -63,12 +67,15 @@ class FlowPath:
         return timesteps.to(torch.float32) / 1000
 
     def timesteps(self, sigma: Tensor) -> Tensor:
-        """Exactly the grid's own where there is one: the host compares them for equality, and a model may cut them off."""
+        """Exactly the grid's own where there is one: the host compares them for equality, and a
+        model may cut them off."""
         timesteps = 1000 * sigma.to(torch.float32)
         if self.grid is None:
             return timesteps
         outside = (self.grid < 1000 * self.lowest) | (self.grid > 1000 * self.highest)
-        return self.grid[(timesteps[:, None] - self.grid).abs().masked_fill(outside, torch.inf).argmin(1)]
+        return self.grid[
+            (timesteps[:, None] - self.grid).abs().masked_fill(outside, torch.inf).argmin(1)
+        ]
 
     def straight(self, state: Tensor, sigma: Tensor) -> Tensor:
         return widen(state)
@@ -83,7 +90,8 @@ class FlowPath:
 
 
 class DiffusionPath(VariancePreserving):
-    """An architecture that predicts epsilon (SD 1.5, SDXL and their relatives), through the straight path."""
+    """An architecture that predicts epsilon (SD 1.5, SDXL and their relatives), through the
+    straight path."""
 
     noise_scale = 1.0
 

@@ -1,4 +1,5 @@
-"""`type: SOARTrainer` in AI Toolkit. Imported by AI Toolkit alone, which provides the class that is extended."""
+"""`type: SOARTrainer` in AI Toolkit. Imported by AI Toolkit alone, which provides the class that is
+extended."""
 
 from extensions_built_in.sd_trainer.DiffusionTrainer import DiffusionTrainer
 

@@ -1,4 +1,5 @@
-"""What a run writes: weights that diffusers loads, and one state file that a resume continues from to the bit."""
+"""What a run writes: weights that diffusers loads, and one state file that a resume continues from
+to the bit."""
 
 import shutil
 from pathlib import Path
@@ -21,23 +22,29 @@ def save_state(root: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(root: Path) -> dict[str, Any] | None:
-    """The resume state of a run, None if there is none. Raises ConfigError for a file that is no state."""
+    """The resume state of a run, None if there is none. Raises ConfigError for a file that is no
+    state."""
     file = root / STATE_FILE
     if not file.exists():
         return None
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): remove it to train from the start.") from error
+        raise ConfigError(
+            f"{file} cannot be read ({type(error).__name__}): remove it to train from the start."
+        ) from error
 
 
 def save_weights(job: Job, family: Family, step: int | None) -> Path:
-    """Writes the trained weights as `name_000000250` or, with step None, as the finished `name`; returns where.
+    """Writes the trained weights as `name_000000250` or, with step None, as the finished `name`;
+    returns where.
 
-    A LoRA is one safetensors file for `pipeline.load_lora_weights`; trained weights are a transformer's folder.
-    """
+    A LoRA is one safetensors file for `pipeline.load_lora_weights`; trained weights are a
+    transformer's folder."""
     name = job.name if step is None else f"{job.name}_{step:09d}"
-    dtype = {"float32": torch.float32, "float16": torch.float16, "fp16": torch.float16}.get(job.save.dtype, torch.bfloat16)
+    dtype = {"float32": torch.float32, "float16": torch.float16, "fp16": torch.float16}.get(
+        job.save.dtype, torch.bfloat16
+    )
     transformer = family.pipeline.transformer
     if job.network is None:
         target = job.save_root / name
@@ -48,9 +55,14 @@ def save_weights(job: Job, family: Family, step: int | None) -> Path:
         from peft.utils import get_peft_model_state_dict
 
         target = job.save_root / f"{name}.safetensors"
-        layers = {key: value.detach().to("cpu", dtype) for key, value in get_peft_model_state_dict(transformer).items()}
+        layers = {
+            key: value.detach().to("cpu", dtype)
+            for key, value in get_peft_model_state_dict(transformer).items()
+        }
         config = transformer.peft_config["default"].to_dict()
-        metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        metadata = {
+            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+        }
         family.pipeline.save_lora_weights(
             job.save_root,
             transformer_lora_layers=layers,
@@ -63,6 +75,10 @@ def save_weights(job: Job, family: Family, step: int | None) -> Path:
 
 
 def _remove_oldest(job: Job) -> None:
-    saved = sorted(path for path in job.save_root.glob(f"{job.name}_*") if path.stem[len(job.name) + 1 :].isdigit())
+    saved = sorted(
+        path
+        for path in job.save_root.glob(f"{job.name}_*")
+        if path.stem[len(job.name) + 1 :].isdigit()
+    )
     for path in saved[: -job.save.max_step_saves_to_keep]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,8 +1,8 @@
-"""The training set: image folders with captions, resolution buckets, cached latents and embeddings, and seeded draws.
+"""The training set: image folders with captions, resolution buckets, cached latents and embeddings,
+and seeded draws.
 
-Which samples a step sees, and every random number of a sample, follow from (seed, sample number) alone: neither a resume nor
-the way samples are batched changes them.
-"""
+Which samples a step sees, and every random number of a sample, follow from (seed, sample number)
+alone: neither a resume nor the way samples are batched changes them."""
 
 import functools
 import hashlib
@@ -27,7 +27,8 @@ CACHE_FOLDER = "_soarflow_cache"
 
 @dataclass(frozen=True)
 class Item:
-    """A picture in one bucket: its cached latent (C, h, w), its caption, and how often that is left out."""
+    """A picture in one bucket: its cached latent (C, h, w), its caption, and how often that is left
+    out."""
 
     latent: Tensor
     caption: str
@@ -45,9 +46,18 @@ class Draw:
 class TrainingSet:
     """All items of a job with their captions' embeddings."""
 
-    def __init__(self, items: list[Item], embeddings: dict[str, Tensor], batch_size: int, seed: int) -> None:
-        self.items, self.embeddings, self.batch_size, self.seed = items, embeddings, batch_size, seed
-        self.epoch = functools.lru_cache(maxsize=2)(self._group)  # a batch may be asked for on either side of an epoch's end
+    def __init__(
+        self, items: list[Item], embeddings: dict[str, Tensor], batch_size: int, seed: int
+    ) -> None:
+        self.items, self.embeddings, self.batch_size, self.seed = (
+            items,
+            embeddings,
+            batch_size,
+            seed,
+        )
+        self.epoch = functools.lru_cache(maxsize=2)(
+            self._group
+        )  # a batch may be asked for on either side of an epoch's end
         self.batches_per_epoch = len(self.epoch(0))
 
     def batch(self, number: int) -> list[Draw]:
@@ -61,8 +71,11 @@ class TrainingSet:
         ]
 
     def _group(self, epoch: int) -> list[list[int]]:
-        """An epoch's batches: items in a random order, grouped by the shape of their latents as they come."""
-        order = torch.randperm(len(self.items), generator=seeded_generator(self.seed, "epoch", epoch)).tolist()
+        """An epoch's batches: items in a random order, grouped by the shape of their latents as
+        they come."""
+        order = torch.randperm(
+            len(self.items), generator=seeded_generator(self.seed, "epoch", epoch)
+        ).tolist()
         batches: list[list[int]] = []
         open_batches: dict[torch.Size, list[int]] = {}
         for index in order:
@@ -83,7 +96,8 @@ def seeded_generator(seed: int, *purpose: object) -> torch.Generator:
 
 
 def load_training_set(job: Job, family: Family) -> TrainingSet:
-    """Reads the folders, encodes what is not cached yet, and returns everything in memory. Raises ConfigError."""
+    """Reads the folders, encodes what is not cached yet, and returns everything in memory. Raises
+    ConfigError."""
     items: list[Item] = []
     encoders = fingerprint(family.pipeline.vae), fingerprint(family.pipeline.text_encoder)
     captions = {""}
@@ -92,12 +106,20 @@ def load_training_set(job: Job, family: Family) -> TrainingSet:
         for path, caption in list_images(dataset, job.trigger_word):
             captions.add(caption)
             store[caption] = dataset.cache_text_embeddings
-            for resolution in dataset.resolution if isinstance(dataset.resolution, list) else [dataset.resolution]:
+            for resolution in (
+                dataset.resolution if isinstance(dataset.resolution, list) else [dataset.resolution]
+            ):
                 latent = _latent(path, resolution, dataset, family, encoders[0])
                 items += [Item(latent, caption, dataset.caption_dropout_rate)] * dataset.num_repeats
     folder = Path(job.datasets[0].folder_path) / CACHE_FOLDER
     embeddings = {
-        text: _cached(folder / f"text_{_key(text, encoders[1])}.safetensors", store[text], _encode_text, family, text)
+        text: _cached(
+            folder / f"text_{_key(text, encoders[1])}.safetensors",
+            store[text],
+            _encode_text,
+            family,
+            text,
+        )
         for text in sorted(captions)
     }
     return TrainingSet(items, embeddings, job.train.batch_size, job.train.seed)
@@ -108,7 +130,9 @@ def list_images(dataset: Dataset, trigger_word: str | None = None) -> list[tuple
     folder = Path(dataset.folder_path)
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise ConfigError(f"datasets.folder_path {folder} has no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+        raise ConfigError(
+            f"datasets.folder_path {folder} has no pictures ({', '.join(IMAGE_SUFFIXES)})."
+        )
     return [(path, _caption(path, dataset, trigger_word)) for path in paths]
 
 
@@ -119,7 +143,10 @@ def _caption(path: Path, dataset: Dataset, trigger_word: str | None) -> str:
     elif dataset.default_caption is not None:
         caption = dataset.default_caption
     else:
-        raise ConfigError(f"{path} has no caption: write it to {file.name} beside it, or set datasets.default_caption.")
+        raise ConfigError(
+            f"{path} has no caption: write it to {file.name} beside it, or set "
+            "datasets.default_caption."
+        )
     if trigger_word:
         caption = caption.replace("[trigger]", trigger_word)
         if trigger_word not in caption:
@@ -128,19 +155,23 @@ def _caption(path: Path, dataset: Dataset, trigger_word: str | None) -> str:
 
 
 def bucket_size(width: int, height: int, resolution: int, multiple: int) -> tuple[int, int]:
-    """(width, height) with the picture's aspect and about resolution^2 pixels, both multiples of `multiple`."""
+    """(width, height) with the picture's aspect and about resolution^2 pixels, both multiples of
+    `multiple`."""
     scale = resolution / math.sqrt(width * height)
     snapped = [max(round(side * scale / multiple), 1) * multiple for side in (width, height)]
     return snapped[0], snapped[1]
 
 
 def load_pixels(path: Path, resolution: int, multiple: int) -> Tensor:
-    """A picture in its bucket, scaled to cover it and cropped to the middle: (3, H, W) in [-1, 1]."""
+    """A picture in its bucket, scaled to cover it and cropped to the middle: (3, H, W) in [-1,
+    1]."""
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read as a picture: {error}. Repair or remove it.") from error
+        raise ConfigError(
+            f"{path} cannot be read as a picture: {error}. Repair or remove it."
+        ) from error
     size = bucket_size(*image.size, resolution, multiple)
     image = image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
@@ -165,7 +196,8 @@ def _key(*parts: object) -> str:
 
 
 def _cached(file: Path, on_disk: bool, encode, *arguments) -> Tensor:
-    """What `encode` gives, from the cache file if it is there; a new one is written whole or not at all."""
+    """What `encode` gives, from the cache file if it is there; a new one is written whole or not at
+    all."""
     if on_disk and file.exists():
         return load_file(file)["value"]
     value = encode(*arguments).float().cpu().contiguous()

@@ -1,4 +1,5 @@
-"""Model families: how one is loaded, what its text and latents are, and its velocity in our convention.
+"""Model families: how one is loaded, what its text and latents are, and its velocity in our
+convention.
 
 A family is one class; the engine asks for nothing else of a model.
 """
@@ -16,7 +17,8 @@ Features = list[Tensor]
 
 
 class Family(Protocol):
-    """What the engine needs of a model family. Latents are (B, C, h, w), scaled as the transformer expects them."""
+    """What the engine needs of a model family. Latents are (B, C, h, w), scaled as the transformer
+    expects them."""
 
     pipeline: Any
     lora_targets: list[str]
@@ -35,13 +37,23 @@ class Family(Protocol):
         """The shift of the model's inference schedule."""
 
     def sampling_arguments(self, guidance_scale: float) -> dict:
-        """The pipeline's arguments for guidance in the convention v_uncond + scale * (v_cond - v_uncond)."""
+        """The pipeline's arguments for guidance in the convention v_uncond + scale * (v_cond -
+        v_uncond)."""
 
 
 class ZImage:
-    """Z-Image (Tongyi): one text encoder, unpadded text; the transformer predicts x0 - noise at the time 1 - sigma."""
+    """Z-Image (Tongyi): one text encoder, unpadded text; the transformer predicts x0 - noise at the
+    time 1 - sigma."""
 
-    lora_targets = ["to_q", "to_k", "to_v", "to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]  # noqa: RUF012
+    lora_targets = [  # noqa: RUF012
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "feed_forward.w1",
+        "feed_forward.w2",
+        "feed_forward.w3",
+    ]
 
     def __init__(self, name_or_path: str, dtype: torch.dtype, device: torch.device | str) -> None:
         from diffusers import ZImagePipeline
@@ -69,35 +81,45 @@ class ZImage:
         return float(self.pipeline.scheduler.config.shift)
 
     def sampling_arguments(self, guidance_scale: float) -> dict:
-        return {"guidance_scale": max(guidance_scale - 1, 0.0)}  # this pipeline counts guidance from 0
+        return {
+            "guidance_scale": max(guidance_scale - 1, 0.0)
+        }  # this pipeline counts guidance from 0
 
 
 FAMILIES = {"zimage": ZImage}
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """A hash of the first numbers of every weight: caches made with another encoder do not match it."""
+    """A hash of the first numbers of every weight: caches made with another encoder do not match
+    it."""
     digest = hashlib.sha256()
     for name, parameter in module.state_dict().items():
         digest.update(name.encode() + parameter.flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def load_family(arch: str, name_or_path: str, dtype: torch.dtype, device: torch.device | str) -> Family:
-    """Loads the pipeline of a family from a folder or a hub name. Raises ConfigError where there is none."""
+def load_family(
+    arch: str, name_or_path: str, dtype: torch.dtype, device: torch.device | str
+) -> Family:
+    """Loads the pipeline of a family from a folder or a hub name. Raises ConfigError where there is
+    none."""
     return FAMILIES[arch](name_or_path, dtype, device)
 
 
 def load_pipeline(pipeline_class: Any, name_or_path: str, dtype: torch.dtype) -> Any:
     """`from_pretrained`, with one sentence where the folder or name holds no such pipeline."""
     if Path(name_or_path).exists() and not (Path(name_or_path) / "model_index.json").is_file():
-        raise ConfigError(f"model.name_or_path must be a diffusers pipeline's folder, got {name_or_path}: no model_index.json.")
+        raise ConfigError(
+            f"model.name_or_path must be a diffusers pipeline's folder, got {name_or_path}: no "
+            "model_index.json."
+        )
     try:
         pipeline = pipeline_class.from_pretrained(name_or_path, torch_dtype=dtype)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"model.name_or_path {name_or_path} cannot be loaded as {pipeline_class.__name__}: {reason}"
+            f"model.name_or_path {name_or_path} cannot be loaded as {pipeline_class.__name__}: "
+            f"{reason}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,7 +1,8 @@
-"""The job file: AI Toolkit's YAML, read and checked. What the engine does not honour is refused by name.
+"""The job file: AI Toolkit's YAML, read and checked. What the engine does not honour is refused by
+name.
 
-Each section is a dataclass; its fields are the keys that the engine honours, with AI Toolkit's names and meanings.
-"""
+Each section is a dataclass; its fields are the keys that the engine honours, with AI Toolkit's
+names and meanings."""
 
 import difflib
 import math
@@ -21,7 +22,8 @@ CHANGES_NOTHING = {
     "": ("performance_log_every", "sqlite_db_path"),
     "datasets": ("num_workers", "prefetch_factor", "cache_latents", "cache_latents_num_workers"),
 }
-"""Keys by which AI Toolkit is told how to go about it, and not what to do: taken, whatever they say."""
+"""Keys by which AI Toolkit is told how to go about it, and not what to do: taken, whatever they
+say."""
 
 
 def one_of(*choices: str | bool, default: Any = MISSING) -> Any:
@@ -75,7 +77,9 @@ class Train:
     lr: float = at_least(0, 1e-4)
     optimizer: str = one_of("adamw", default="adamw")
     optimizer_params: dict = field(default_factory=dict)
-    lr_scheduler: str = one_of("constant", "constant_with_warmup", "linear", "cosine", default="constant")
+    lr_scheduler: str = one_of(
+        "constant", "constant_with_warmup", "linear", "cosine", default="constant"
+    )
     lr_scheduler_params: dict = field(default_factory=dict)
     max_grad_norm: float = at_least(0, 1.0)
     dtype: str = one_of("bf16", "float32", "fp32", "bfloat16", default="bf16")
@@ -116,7 +120,8 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A checked job. `soar` is None for `type: diffusion_trainer`, which is plain SFT; `network` None trains all weights."""
+    """A checked job. `soar` is None for `type: diffusion_trainer`, which is plain SFT; `network`
+    None trains all weights."""
 
     name: str
     type: str
@@ -141,12 +146,28 @@ class Job:
         """The settings of the objective; plain SFT is SOAR without correction."""
         return self.soar or SOARConfig(correction_weight=0.0)
 
+    def describe(self) -> str:
+        """The resolved settings and the cost multiplier, one line each."""
+        train = self.train
+        weights = f"LoRA rank {self.network.linear}" if self.network else "full fine-tune"
+        return "\n".join(
+            [
+                f"{self.name}: {self.type}, {weights} of {self.model.arch} at "
+                f"{self.model.name_or_path}",
+                f"  {train.steps} steps, batch {train.batch_size} x {train.gradient_accumulation}, "
+                f"lr {train.lr:g}, "
+                f"{train.optimizer}, {train.lr_scheduler}, {train.dtype}, timestep_type "
+                f"{train.timestep_type}",
+                "  " + self.objective.describe(train.gradient_checkpointing),
+            ]
+        )
+
 
 def read_job(path: Path) -> Job:
     """Reads and checks a job file. Raises ConfigError, one sentence.
 
-    Relative paths in it start at its folder; or, as in AI Toolkit, at the current one, where its data sets lie there.
-    """
+    Relative paths in it start at its folder; or, as in AI Toolkit, at the current one, where its
+    data sets lie there."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -156,44 +177,68 @@ def read_job(path: Path) -> Job:
     document = _mapping(document, str(path))
     _refuse_unknown(document, ("job", "config", "meta"), "")
     if document.get("job") != "extension":
-        raise ConfigError(f"job must be extension, got {document.get('job')!r}. Write 'job: extension' at the top.")
+        raise ConfigError(
+            f"job must be extension, got {document.get('job')!r}. Write 'job: extension' at the "
+            "top."
+        )
     config = _mapping(document.get("config"), "config")
     _refuse_unknown(config, ("name", "process"), "config.")
     processes = config.get("process")
     if not isinstance(processes, list) or len(processes) != 1:
-        raise ConfigError("config.process must be a list of one process. Write '- type: SOARTrainer' under it.")
+        raise ConfigError(
+            "config.process must be a list of one process. Write '- type: SOARTrainer' under it."
+        )
     process = _mapping(processes[0], "config.process[0]")
     name = config.get("name")
     if not isinstance(name, str) or not name or name != Path(name).name or name in (".", ".."):
-        raise ConfigError(f"config.name must be a name for the output folder, without slashes, got {name!r}.")
+        raise ConfigError(
+            f"config.name must be a name for the output folder, without slashes, got {name!r}."
+        )
     return _job(process, name, _start_of_paths(process, path.resolve().parent))
 
 
 def _start_of_paths(process: Mapping, beside: Path) -> Path:
     datasets = process.get("datasets")
-    sections = [each for each in datasets if isinstance(each, Mapping)] if isinstance(datasets, list) else []
+    sections = (
+        [each for each in datasets if isinstance(each, Mapping)]
+        if isinstance(datasets, list)
+        else []
+    )
     folders = [str(each.get("folder_path")) for each in sections]
-    lie_here = any(folders) and all(Path(folder).is_dir() and not (beside / folder).is_dir() for folder in folders)
+    lie_here = any(folders) and all(
+        Path(folder).is_dir() and not (beside / folder).is_dir() for folder in folders
+    )
     return Path.cwd() if lie_here else beside
 
 
 def _job(process: Mapping, name: str, root: Path) -> Job:
     kind = process.get("type")
     if kind not in TRAINERS:
-        raise ConfigError(f"type must be one of {', '.join(TRAINERS)}, got {kind!r}. SOARTrainer trains with SOAR.")
-    sections: dict[str, Any] = {key: value for key, value in process.items() if key not in ("name", "soar")}
+        raise ConfigError(
+            f"type must be one of {', '.join(TRAINERS)}, got {kind!r}. SOARTrainer trains with "
+            "SOAR."
+        )
+    sections: dict[str, Any] = {
+        key: value for key, value in process.items() if key not in ("name", "soar")
+    }
     sections["training_folder"] = process.get("training_folder", "output")
-    soar = SOARConfig.from_dict(process.get("soar"))  # checked for plain SFT too, which then does not use it
+    soar = SOARConfig.from_dict(
+        process.get("soar")
+    )  # checked for plain SFT too, which then does not use it
     job = _section(Job, {**sections, "name": name, "soar": None}, "")
     datasets = [replace(each, folder_path=str(root / each.folder_path)) for each in job.datasets]
     if not datasets:
         raise ConfigError("datasets must have at least one '- folder_path: ...', got none.")
     for index, dataset in enumerate(datasets):
         if not Path(dataset.folder_path).is_dir():
-            raise ConfigError(f"datasets[{index}].folder_path must be a folder that exists, got {dataset.folder_path}.")
+            raise ConfigError(
+                f"datasets[{index}].folder_path must be a folder that exists, got "
+                f"{dataset.folder_path}."
+            )
         if dataset.caption_dropout_rate > 1:
             raise ConfigError(
-                f"datasets[{index}].caption_dropout_rate must be from 0 to 1, got {dataset.caption_dropout_rate}."
+                f"datasets[{index}].caption_dropout_rate must be from 0 to 1, got "
+                f"{dataset.caption_dropout_rate}."
             )
     if kind == "SOARTrainer":
         soar.check_batch_size(job.train.batch_size)
@@ -211,13 +256,23 @@ def _job(process: Mapping, name: str, root: Path) -> Job:
 def _section(cls: type, settings: Mapping, where: str) -> Any:
     """Builds a section's dataclass, each value checked against its field."""
     known = {each.name: each for each in fields(cls)}
-    settings = {key: value for key, value in settings.items() if key not in CHANGES_NOTHING.get(where.partition("[")[0], ())}
+    settings = {
+        key: value
+        for key, value in settings.items()
+        if key not in CHANGES_NOTHING.get(where.partition("[")[0], ())
+    }
     _refuse_unknown(settings, known, where)
     hints = typing.get_type_hints(cls)
     for each in known.values():
-        if each.name not in settings and each.default is MISSING and each.default_factory is MISSING:
+        if (
+            each.name not in settings
+            and each.default is MISSING
+            and each.default_factory is MISSING
+        ):
             raise ConfigError(f"{where}{each.name} is missing: the job cannot run without it.")
-    values = {key: _value(hints[key], known[key], value, where + key) for key, value in settings.items()}
+    values = {
+        key: _value(hints[key], known[key], value, where + key) for key, value in settings.items()
+    }
     return cls(**values)
 
 
@@ -238,15 +293,22 @@ def _value(hint: Any, spec: Any, value: Any, where: str) -> Any:
     converted = _scalar(hint, value)
     metadata = spec.metadata if spec is not None else {}
     if converted is None or ("choices" in metadata and converted not in metadata["choices"]):
-        rule = f"one of {', '.join(map(_yaml, metadata['choices']))}" if "choices" in metadata else _RULES[hint]
+        rule = (
+            f"one of {', '.join(map(_yaml, metadata['choices']))}"
+            if "choices" in metadata
+            else _RULES[hint]
+        )
         raise ConfigError(f"{where} must be {rule}, got {_yaml(value)}.{_remedy(where, value)}")
     if "low" in metadata and not (converted >= metadata["low"] and math.isfinite(converted)):
-        raise ConfigError(f"{where} must be {_RULES[hint]} >= {metadata['low']}, got {_yaml(value)}.")
+        raise ConfigError(
+            f"{where} must be {_RULES[hint]} >= {metadata['low']}, got {_yaml(value)}."
+        )
     return converted
 
 
 def _scalar(hint: Any, value: Any) -> Any:
-    """The value in its field's type, or None where it has another one; YAML reads 1e-4 as a text, which is taken."""
+    """The value in its field's type, or None where it has another one; YAML reads 1e-4 as a text,
+    which is taken."""
     if hint is float and isinstance(value, str):
         try:
             return float(value)
@@ -259,7 +321,14 @@ def _scalar(hint: Any, value: Any) -> Any:
     return value if type(value) is hint else None
 
 
-_RULES = {int: "an integer", float: "a number", str: "a text", bool: "true or false", dict: "a section", Path: "a path"}
+_RULES = {
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    dict: "a section",
+    Path: "a path",
+}
 
 
 def _remedy(where: str, value: Any) -> str:
@@ -284,5 +353,9 @@ def _refuse_unknown(settings: Mapping, known: typing.Iterable[str], where: str) 
     for key in settings:
         if key not in known:
             closest = next(iter(difflib.get_close_matches(str(key), list(known), 1, 0.5)), None)
-            hint = f"the closest key that it does is {where}{closest}" if closest else f"it honours {', '.join(known)}"
+            hint = (
+                f"the closest key that it does is {where}{closest}"
+                if closest
+                else f"it honours {', '.join(known)}"
+            )
             raise ConfigError(f"{where}{key} is not honoured by the built-in engine: {hint}.")

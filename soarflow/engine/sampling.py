@@ -24,7 +24,8 @@ def sample(
     negative: str = "",
     progress: Any = lambda batches: batches,
 ) -> list[Image.Image]:
-    """One picture per prompt, from its own seed: the result does not depend on how they are batched."""
+    """One picture per prompt, from its own seed: the result does not depend on how they are
+    batched."""
     images = []
     for start in progress(range(0, len(prompts), BATCH)):
         part = prompts[start : start + BATCH]
@@ -34,7 +35,9 @@ def sample(
             width=width,
             height=height,
             num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + BATCH]],
+            generator=[
+                torch.Generator().manual_seed(seed) for seed in seeds[start : start + BATCH]
+            ],
             **family.sampling_arguments(guidance_scale),
         )
         images += result.images
@@ -48,7 +51,10 @@ def grid(images: list[Image.Image], columns: int, scale: int = 1) -> Image.Image
     canvas = Image.new("RGB", (columns * (width + 2) - 2, rows * (height + 2) - 2), "white")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (column * (width + 2), row * (height + 2)))
+        canvas.paste(
+            image.resize((width, height), Image.Resampling.NEAREST),
+            (column * (width + 2), row * (height + 2)),
+        )
     return canvas
 
 

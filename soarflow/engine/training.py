@@ -1,4 +1,5 @@
-"""The training run: everything of a job but its data and its files. `Run.training_step` is the step, top to bottom."""
+"""The training run: everything of a job but its data and its files. `Run.training_step` is the
+step, top to bottom."""
 
 import json
 import signal
@@ -39,7 +40,8 @@ LOSSES = {"mse": squared_error, "mae": absolute_error, "pseudo_huber": pseudo_hu
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the weights that it wrote, the step it reached, and whether that was the last one."""
+    """How a run ended: the weights that it wrote, the step it reached, and whether that was the
+    last one."""
 
     weights: Path
     step: int
@@ -64,22 +66,34 @@ class Run:
             gradient_accumulation_steps=job.train.gradient_accumulation,
         )
         if self.accelerator.num_processes > 1:
-            raise ConfigError(f"the built-in engine trains in one process, got {self.accelerator.num_processes}.")
+            raise ConfigError(
+                f"the built-in engine trains in one process, got {self.accelerator.num_processes}."
+            )
         self.device = self.accelerator.device
-        self.family = load_family(job.model.arch, job.model.name_or_path, torch.float32, self.device)
+        self.family = load_family(
+            job.model.arch, job.model.name_or_path, torch.float32, self.device
+        )
         self.pipeline = self.family.pipeline
         self.training_set: TrainingSet = load_training_set(job, self.family)
-        self._move_encoders("cpu")  # everything is cached: their memory is the training's until the next samples
+        self._move_encoders(
+            "cpu"
+        )  # everything is cached: their memory is the training's until the next samples
         self.parameters = self._make_trainable()
         settings = {"weight_decay": 0.01, **job.train.optimizer_params}
         warmup = {"num_warmup_steps": 0, **job.train.lr_scheduler_params}
         try:
             self.optimizer = torch.optim.AdamW(self.parameters, lr=job.train.lr, **settings)
-            self.scheduler = get_scheduler(job.train.lr_scheduler, self.optimizer, num_training_steps=job.train.steps, **warmup)
+            self.scheduler = get_scheduler(
+                job.train.lr_scheduler, self.optimizer, num_training_steps=job.train.steps, **warmup
+            )
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"train.optimizer_params or lr_scheduler_params cannot be used: {error}") from error
+            raise ConfigError(
+                f"train.optimizer_params or lr_scheduler_params cannot be used: {error}"
+            ) from error
         ema = job.train.ema_config
-        self.average = EMAModel(self.parameters, decay=ema.ema_decay) if ema and ema.use_ema else None
+        self.average = (
+            EMAModel(self.parameters, decay=ema.ema_decay) if ema and ema.use_ema else None
+        )
 
     def autocast(self) -> torch.autocast:
         """bfloat16 arithmetic where the job asks for it."""
@@ -90,7 +104,8 @@ class Run:
             encoder.to(device)
 
     def _make_trainable(self) -> list[torch.nn.Parameter]:
-        """Freezes everything but the LoRA, or but the transformer; trained weights are float32 always."""
+        """Freezes everything but the LoRA, or but the transformer; trained weights are float32
+        always."""
         from peft import LoraConfig
 
         transformer, network = self.pipeline.transformer, self.job.network
@@ -102,9 +117,15 @@ class Run:
                 transformer.to(torch.bfloat16)
             torch.manual_seed(self.job.train.seed)  # the LoRA's initial values
             transformer.add_adapter(
-                LoraConfig(r=network.linear, lora_alpha=network.linear_alpha, target_modules=self.family.lora_targets)
+                LoraConfig(
+                    r=network.linear,
+                    lora_alpha=network.linear_alpha,
+                    target_modules=self.family.lora_targets,
+                )
             )
-        parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+        parameters = [
+            parameter for parameter in transformer.parameters() if parameter.requires_grad
+        ]
         for parameter in parameters:
             parameter.data = parameter.data.float()
         if self.job.train.gradient_checkpointing:
@@ -117,11 +138,17 @@ class Run:
         results = []
         for draws in micro_batches(self.training_set, step, train.gradient_accumulation):
             generators = [draw.generator for draw in draws]
-            features = self.training_set.features([_kept_caption(draw) for draw in draws], self.device)
+            features = self.training_set.features(
+                [_kept_caption(draw) for draw in draws], self.device
+            )
             empty = self.training_set.features([""], self.device)
             x0 = torch.stack([draw.item.latent for draw in draws]).to(self.device)
-            sigma = draw_sigma(train.timestep_type, self.family.schedule_shift(), generators).to(self.device)
-            noise = torch.stack([torch.randn(x0.shape[1:], generator=each) for each in generators]).to(self.device)
+            sigma = draw_sigma(train.timestep_type, self.family.schedule_shift(), generators).to(
+                self.device
+            )
+            noise = torch.stack(
+                [torch.randn(x0.shape[1:], generator=each) for each in generators]
+            ).to(self.device)
             results.append(
                 self.objective(
                     self._predictor(features), x0, noise, sigma, config,
@@ -134,14 +161,25 @@ class Run:
             )  # fmt: skip
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
         if not torch.isfinite(grad_norm):
-            raise ConfigError(f"the gradient is not finite at step {step}: lower train.lr, or use train.dtype float32.")
+            raise ConfigError(
+                f"the gradient is not finite at step {step}: lower train.lr, or use train.dtype "
+                "float32."
+            )
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.step(self.parameters)
-        means = {key: sum(getattr(each, key).item() for each in results) / len(results) for key in vars(results[0])}
-        return {"loss": means.pop("total"), **means, "grad_norm": grad_norm.item(), "lr": self.scheduler.get_last_lr()[0]}
+        means = {
+            key: sum(getattr(each, key).item() for each in results) / len(results)
+            for key in vars(results[0])
+        }
+        return {
+            "loss": means.pop("total"),
+            **means,
+            "grad_norm": grad_norm.item(),
+            "lr": self.scheduler.get_last_lr()[0],
+        }
 
     def _predictor(self, features: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         def predict(z: Tensor, sigma: Tensor) -> Tensor:
@@ -152,7 +190,8 @@ class Run:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The averaged weights in place of the current ones, where the job keeps an average; in evaluation mode."""
+        """The averaged weights in place of the current ones, where the job keeps an average; in
+        evaluation mode."""
         self.pipeline.transformer.eval()
         if self.average is not None:
             self.average.store(self.parameters)
@@ -169,12 +208,16 @@ class Run:
         settings = self.job.sample
         if self.job.train.disable_sampling or not settings.prompts:
             return
-        seeds = [settings.seed + (index if settings.walk_seed else 0) for index in range(len(settings.prompts))]
+        seeds = [
+            settings.seed + (index if settings.walk_seed else 0)
+            for index in range(len(settings.prompts))
+        ]
         self._move_encoders(self.device)
         with self.averaged_weights(), self.autocast():
             images = sampling.sample(
                 self.family, settings.prompts, seeds, width=settings.width, height=settings.height,
-                guidance_scale=settings.guidance_scale, steps=settings.sample_steps, negative=settings.neg,
+                guidance_scale=settings.guidance_scale, steps=settings.sample_steps,
+                negative=settings.neg,
             )  # fmt: skip
         self._move_encoders("cpu")
         sampling.write_samples(self.job.save_root / "samples", step, images)
@@ -190,13 +233,15 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> int:
-        """Puts a saved state back; returns the step to go on with. Raises ConfigError where it is another job's."""
+        """Puts a saved state back; returns the step to go on with. Raises ConfigError where it is
+        another job's."""
         shapes = [tuple(saved.shape) for saved in state["parameters"]]
-        if shapes != [tuple(parameter.shape) for parameter in self.parameters] or (state["average"] is None) != (
-            self.average is None
-        ):
+        if shapes != [tuple(parameter.shape) for parameter in self.parameters] or (
+            state["average"] is None
+        ) != (self.average is None):
             raise ConfigError(
-                f"{self.job.save_root} holds a run with another network or ema_config: choose another config.name, "
+                f"{self.job.save_root} holds a run with another network or ema_config: choose "
+                "another config.name, "
                 f"or remove {checkpoint.STATE_FILE} there to train from the start."
             )
         with torch.no_grad():
@@ -216,8 +261,11 @@ def _kept_caption(draw: Draw) -> str:
     return "" if dropped else draw.item.caption
 
 
-def train(job: Job, say: Callable[[str], None] = print, make_run: Callable[[Job], Run] = Run) -> Outcome:
-    """Runs a job to its end, from its saved state if there is one; Ctrl-C ends it after the current step, saved."""
+def train(
+    job: Job, say: Callable[[str], None] = print, make_run: Callable[[Job], Run] = Run
+) -> Outcome:
+    """Runs a job to its end, from its saved state if there is one; Ctrl-C ends it after the current
+    step, saved."""
     from tqdm import tqdm
 
     run = make_run(job)
@@ -232,7 +280,9 @@ def train(job: Job, say: Callable[[str], None] = print, make_run: Callable[[Job]
     with interruption() as interrupted, metrics:
         if first == 0 and not job.train.skip_first_sample:
             run.write_samples(0)
-        bar = tqdm(range(first, job.train.steps), initial=first, total=job.train.steps, desc=job.name)
+        bar = tqdm(
+            range(first, job.train.steps), initial=first, total=job.train.steps, desc=job.name
+        )
         for step in bar:
             row = run.training_step(step)
             metrics.write(step, row)
@@ -257,11 +307,16 @@ def train(job: Job, say: Callable[[str], None] = print, make_run: Callable[[Job]
 
 
 class Metrics:
-    """One JSON line per step in metrics.jsonl, and TensorBoard where it is installed; a resume drops what lies ahead of it."""
+    """One JSON line per step in metrics.jsonl, and TensorBoard where it is installed; a resume
+    drops what lies ahead of it."""
 
     def __init__(self, root: Path, first: int) -> None:
         self.file = root / METRICS_FILE
-        kept = self.file.read_text().splitlines(keepends=True)[:first] if first and self.file.exists() else []
+        kept = (
+            self.file.read_text().splitlines(keepends=True)[:first]
+            if first and self.file.exists()
+            else []
+        )
         self.file.write_text("".join(kept))
         self.board = None
         try:
@@ -293,7 +348,8 @@ class Metrics:
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag, so that a step is never cut in half; the second one interrupts as usual."""
+    """Turns the first Ctrl-C into a flag, so that a step is never cut in half; the second one
+    interrupts as usual."""
     caught = []
 
     def remember(number: int, frame: object) -> None:

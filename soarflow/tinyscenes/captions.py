@@ -1,8 +1,9 @@
-"""The caption language of tinyscenes: what a caption says, how it is written, and how it is read back.
+"""The caption language of tinyscenes: what a caption says, how it is written, and how it is read
+back.
 
-A caption is one or more groups of things ("two red circles"), joined by "and", or two single things joined by a relation
-("a circle left of a square"). The categories are GenEval's, plus `compound`, which asks for several of them at once.
-"""
+A caption is one or more groups of things ("two red circles"), joined by "and", or two single things
+joined by a relation ("a circle left of a square"). The categories are GenEval's, plus `compound`,
+which asks for several of them at once."""
 
 import itertools
 import zlib
@@ -15,11 +16,21 @@ SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = ("red", "green", "blue", "yellow", "black")
 NUMBERS = {"a": 1, "two": 2, "three": 3, "four": 4}
 RELATIONS = ("left of", "right of", "above", "below")
-CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "attribute_binding", "compound")
+CATEGORIES = (
+    "single_object",
+    "two_objects",
+    "counting",
+    "colors",
+    "position",
+    "attribute_binding",
+    "compound",
+)
 
 _NUMBER_WORDS = {count: word for word, count in NUMBERS.items()}
 _PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
-_SINGULARS = {plural: shape for shape, plural in _PLURALS.items()} | {shape: shape for shape in SHAPES}
+_SINGULARS = {plural: shape for shape, plural in _PLURALS.items()} | {
+    shape: shape for shape in SHAPES
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Caption:
-    """What must be in the picture, exactly; `relation` says where the first group's thing lies from the second's."""
+    """What must be in the picture, exactly; `relation` says where the first group's thing lies from
+    the second's."""
 
     groups: tuple[Group, ...]
     relation: str | None = None
@@ -52,7 +64,8 @@ class Caption:
 
 
 def parse(text: str) -> Caption:
-    """Reads a caption back. Raises ValueError, with the words that are known, for a text outside the language."""
+    """Reads a caption back. Raises ValueError, with the words that are known, for a text outside
+    the language."""
     relation = next((name for name in RELATIONS if f" {name} " in text), None)
     parts = text.strip().lower().split(f" {relation} " if relation else " and ")
     groups = tuple(_parse_group(part, text) for part in parts)
@@ -68,7 +81,8 @@ def _parse_group(part: str, text: str) -> Group:
         case [number, color, noun] if number in NUMBERS and color in COLORS and noun in _SINGULARS:
             return Group(NUMBERS[number], _SINGULARS[noun], color)
     raise ValueError(
-        f"cannot read {part!r} in {text!r}: a caption is made of {'/'.join(NUMBERS)}, {'/'.join(COLORS)}, "
+        f"cannot read {part!r} in {text!r}: a caption is made of {'/'.join(NUMBERS)}, "
+        f"{'/'.join(COLORS)}, "
         f"{'/'.join(SHAPES)} and joined by 'and' or {'/'.join(RELATIONS)}"
     )
 
@@ -100,9 +114,13 @@ def _compounds() -> Iterator[Caption]:
 _ENUMERATORS = {
     "single_object": lambda: (Caption((Group(1, shape),)) for shape in SHAPES),
     "two_objects": lambda: (Caption(pair) for pair in _pairs(colored=False)),
-    "counting": lambda: (Caption((Group(count, shape),)) for count in (2, 3, 4) for shape in SHAPES),
+    "counting": lambda: (
+        Caption((Group(count, shape),)) for count in (2, 3, 4) for shape in SHAPES
+    ),
     "colors": lambda: (Caption((Group(1, shape, color),)) for shape in SHAPES for color in COLORS),
-    "position": lambda: (Caption(pair, relation) for pair in _pairs(colored=False) for relation in RELATIONS),
+    "position": lambda: (
+        Caption(pair, relation) for pair in _pairs(colored=False) for relation in RELATIONS
+    ),
     "attribute_binding": lambda: (Caption(pair) for pair in _pairs(colored=True)),
     "compound": _compounds,
 }
@@ -110,7 +128,9 @@ _ENUMERATORS = {
 
 def is_held_out(caption: Caption) -> bool:
     """One caption in five is kept from all training sets, in the categories that have many."""
-    return category_of(caption) not in _SMALL_CATEGORIES and zlib.crc32(str(caption).encode()) % 5 == 0
+    return (
+        category_of(caption) not in _SMALL_CATEGORIES and zlib.crc32(str(caption).encode()) % 5 == 0
+    )
 
 
 _SMALL_CATEGORIES = ("single_object", "two_objects", "counting", "colors")
@@ -118,7 +138,10 @@ _SMALL_CATEGORIES = ("single_object", "two_objects", "counting", "colors")
 
 def category_of(caption: Caption) -> str:
     """The category that a caption belongs to, from its form alone."""
-    things, colored = sum(group.count for group in caption.groups), caption.groups[0].color is not None
+    things, colored = (
+        sum(group.count for group in caption.groups),
+        caption.groups[0].color is not None,
+    )
     if caption.relation:
         return "compound" if colored else "position"
     if things == 1:
@@ -131,10 +154,13 @@ def category_of(caption: Caption) -> str:
 
 
 def draw_captions(rng: np.random.Generator, number: int, held_out: bool) -> list[Caption]:
-    """`number` captions, the categories in turn; from the held-out ones where the category has any, or from the others."""
+    """`number` captions, the categories in turn; from the held-out ones where the category has any,
+    or from the others."""
     pools = {}
     for category in CATEGORIES:
         every = captions_of(category)
-        pools[category] = [caption for caption in every if is_held_out(caption) == held_out] or every
+        pools[category] = [
+            caption for caption in every if is_held_out(caption) == held_out
+        ] or every
     turns = itertools.islice(itertools.cycle(CATEGORIES), number)
     return [pools[category][rng.integers(len(pools[category]))] for category in turns]

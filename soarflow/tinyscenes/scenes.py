@@ -1,4 +1,5 @@
-"""Procedural 64x64 pictures of colored shapes, each made to fit a caption; everything follows from a seed."""
+"""Procedural 64x64 pictures of colored shapes, each made to fit a caption; everything follows from
+a seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,7 +37,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Layout:
-    """How things may lie: radius range, least gap between two bounding boxes, least distance to the border (pixels)."""
+    """How things may lie: radius range, least gap between two bounding boxes, least distance to the
+    border (pixels)."""
 
     radius: tuple[float, float]
     gap: float
@@ -70,7 +72,11 @@ def render(things: list[Thing]) -> Image.Image:
     for thing in things:
         polygon = outline(thing)
         if polygon is None:
-            box = [scale * (center + sign * thing.radius) for sign in (-1, 1) for center in (thing.x, thing.y)]
+            box = [
+                scale * (center + sign * thing.radius)
+                for sign in (-1, 1)
+                for center in (thing.x, thing.y)
+            ]
             draw.ellipse(box, fill=PALETTE[thing.color])
         else:
             draw.polygon([(scale * x, scale * y) for x, y in polygon], fill=PALETTE[thing.color])
@@ -78,7 +84,8 @@ def render(things: list[Thing]) -> Image.Image:
 
 
 def place(rng: np.random.Generator, caption: Caption, layout: Layout = CLEAN) -> list[Thing]:
-    """Draws things that fit the caption: free colors are random, no two boxes nearer than the layout's gap."""
+    """Draws things that fit the caption: free colors are random, no two boxes nearer than the
+    layout's gap."""
     while True:  # a first thing in the middle can leave no room for the last: start again
         things: list[Thing] = []
         for shape, color in caption.things:
@@ -92,7 +99,9 @@ def place(rng: np.random.Generator, caption: Caption, layout: Layout = CLEAN) ->
                 return things
 
 
-def _place_one(rng: np.random.Generator, shape: str, color: str, others: list[Thing], layout: Layout) -> Thing | None:
+def _place_one(
+    rng: np.random.Generator, shape: str, color: str, others: list[Thing], layout: Layout
+) -> Thing | None:
     radius = rng.uniform(*layout.radius)
     low, high = layout.margin + radius, SIZE - layout.margin - radius
     for _ in range(_ATTEMPTS):
@@ -107,7 +116,8 @@ def _gap(one: Thing, other: Thing) -> float:
 
 
 def holds(relation: str, one: Thing, other: Thing, slack: float = 0.0) -> bool:
-    """Whether `one` lies in the relation to `other`: that direction's distance leads the other one by `slack` pixels."""
+    """Whether `one` lies in the relation to `other`: that direction's distance leads the other one
+    by `slack` pixels."""
     dx, dy = one.x - other.x, one.y - other.y
     along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
     sign = -1 if relation in ("left of", "above") else 1
@@ -116,7 +126,8 @@ def holds(relation: str, one: Thing, other: Thing, slack: float = 0.0) -> bool:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's things and the caption that goes with it; `truth` is the caption that the picture was made for."""
+    """A picture's things and the caption that goes with it; `truth` is the caption that the picture
+    was made for."""
 
     things: list[Thing]
     caption: Caption
@@ -125,14 +136,18 @@ class Scene:
 
 @dataclass(frozen=True)
 class Sloppiness:
-    """What makes the pre-training data worth improving on: the share of bad layouts and of wrong captions."""
+    """What makes the pre-training data worth improving on: the share of bad layouts and of wrong
+    captions."""
 
     layouts: float = 0.15
     captions: float = 0.10
 
 
-def draw_scenes(seed: int, number: int, sloppiness: Sloppiness | None = None, held_out: bool = False) -> list[Scene]:
-    """`number` scenes from a seed, categories in turn; clean and truly captioned unless a sloppiness is given."""
+def draw_scenes(
+    seed: int, number: int, sloppiness: Sloppiness | None = None, held_out: bool = False
+) -> list[Scene]:
+    """`number` scenes from a seed, categories in turn; clean and truly captioned unless a
+    sloppiness is given."""
     rng = np.random.default_rng(seed)
     sloppiness = sloppiness or Sloppiness(0.0, 0.0)
     scenes = []
@@ -144,7 +159,8 @@ def draw_scenes(seed: int, number: int, sloppiness: Sloppiness | None = None, he
 
 
 def spoil(rng: np.random.Generator, caption: Caption) -> Caption:
-    """A wrong caption of the same form: one color, count, relation or shape is replaced by another."""
+    """A wrong caption of the same form: one color, count, relation or shape is replaced by
+    another."""
     index = int(rng.integers(len(caption.groups)))
     group = caption.groups[index]
 
@@ -153,9 +169,13 @@ def spoil(rng: np.random.Generator, caption: Caption) -> Caption:
         return rest[rng.integers(len(rest))]
 
     def with_group(changed: Group) -> Caption:
-        return replace(caption, groups=(*caption.groups[:index], changed, *caption.groups[index + 1 :]))
+        return replace(
+            caption, groups=(*caption.groups[:index], changed, *caption.groups[index + 1 :])
+        )
 
-    changes: list[Callable[[], Caption]] = [lambda: with_group(replace(group, shape=other(SHAPES, group.shape)))]
+    changes: list[Callable[[], Caption]] = [
+        lambda: with_group(replace(group, shape=other(SHAPES, group.shape)))
+    ]
     if group.color:
         changes.append(lambda: with_group(replace(group, color=other(COLORS, group.color))))
     if len(caption.groups) == 1 and group.count > 1:
@@ -166,7 +186,8 @@ def spoil(rng: np.random.Generator, caption: Caption) -> Caption:
 
 
 def write_folder(folder: Path, scenes: list[Scene]) -> None:
-    """Writes scenes as an ordinary training set: 0000.png with its caption in 0000.txt, and so on."""
+    """Writes scenes as an ordinary training set: 0000.png with its caption in 0000.txt, and so
+    on."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(scenes):
         render(scene.things).save(folder / f"{number:04d}.png")
@@ -174,5 +195,6 @@ def write_folder(folder: Path, scenes: list[Scene]) -> None:
 
 
 def write_clean_set(folder: Path) -> None:
-    """The small clean set that every post-training of the bundled model uses: 256 true captions, tidy layouts."""
+    """The small clean set that every post-training of the bundled model uses: 256 true captions,
+    tidy layouts."""
     write_folder(folder, draw_scenes(CLEAN_SEED, CLEAN_NUMBER))

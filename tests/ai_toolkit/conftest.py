@@ -1,4 +1,5 @@
-"""One process of AI Toolkit for all the tests of a worker. Skipped where AI_TOOLKIT_ROOT and AI_TOOLKIT_PYTHON are not set."""
+"""One process of AI Toolkit for all the tests of a worker. Skipped where AI_TOOLKIT_ROOT and
+AI_TOOLKIT_PYTHON are not set."""
 
 from pathlib import Path
 
@@ -15,7 +16,11 @@ def pytest_collection_modifyitems(items):
             continue
         item.add_marker(pytest.mark.ai_toolkit)
         if not (ROOT and PYTHON):
-            item.add_marker(pytest.mark.skip(reason="needs AI Toolkit: set AI_TOOLKIT_ROOT and AI_TOOLKIT_PYTHON"))
+            item.add_marker(
+                pytest.mark.skip(
+                    reason="needs AI Toolkit: set AI_TOOLKIT_ROOT and AI_TOOLKIT_PYTHON"
+                )
+            )
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +32,8 @@ def host(tmp_path_factory):
 
 @pytest.fixture
 def job(host, tmp_path):
-    """`job(name, model, soar, **sections)` runs a job and returns what it left: events, log, final weights."""
+    """`job(name, model, soar, **sections)` runs a job and returns what it left: events, log, final
+    weights."""
 
     def run(*args, **kwargs):
         return host.run(tmp_path, *args, **kwargs)

@@ -1,4 +1,5 @@
-"""METHOD.md's formulas, from what a run recorded: which forwards were made, and which states, levels and targets they had.
+"""METHOD.md's formulas, from what a run recorded: which forwards were made, and which states,
+levels and targets they had.
 
 The tolerance must see the guidance, which moves a tiny model's state by as little as 1e-5.
 """
@@ -14,7 +15,8 @@ from .host import SOAR
 
 TIGHT = {"atol": 1e-5, "rtol": 1e-5}
 STAGES = {None: (0.0, 1.0), "transformer_1": (0.8751, 1.0), "transformer_2": (0.0, 0.875)}
-"""The levels of Wan 2.2's experts, the upper one's strictly above 0.875; of a model without experts."""
+"""The levels of Wan 2.2's experts, the upper one's strictly above 0.875; of a model without
+experts."""
 
 
 def check(calls, tiny, soar=SOAR):
@@ -33,8 +35,13 @@ def velocity(output, z, sigma, slope):
 
 
 def parts(calls):
-    """A batch's own prediction, the rollout's unconditional ones, the points' predictions, and all judgements, in order."""
-    predictions = [call for call in calls if call["call"] == "predict_noise" and call["within"] != "calculate_loss"]
+    """A batch's own prediction, the rollout's unconditional ones, the points' predictions, and all
+    judgements, in order."""
+    predictions = [
+        call
+        for call in calls
+        if call["call"] == "predict_noise" and call["within"] != "calculate_loss"
+    ]
     return (
         predictions[0],
         [call for call in predictions[1:] if not call["grad"]],
@@ -44,7 +51,8 @@ def parts(calls):
 
 
 def check_micro_step(calls, soar=SOAR, slope=1.0, stage=(0.0, 1.0)):
-    """A batch of a flow-matching model: everything that it computed, against the formulas. `stage`: the expert's levels."""
+    """A batch of a flow-matching model: everything that it computed, against the formulas. `stage`:
+    the expert's levels."""
     config = SOARConfig.from_dict(soar)
     primary, unconditional, points, judgements = parts(calls)
     base, scale = judgements[0], abs(slope) or 1.0
@@ -63,12 +71,20 @@ def check_micro_step(calls, soar=SOAR, slope=1.0, stage=(0.0, 1.0)):
     sigma_next = (sigma - 1 / config.num_steps).clamp(min=0)
     if stage[0] > 0:
         sigma_next = torch.maximum(sigma_next, sigma.new_tensor(stage[0]))
-    z_off = interpolate(x0, noise, sigma_next) if config.rollout == "none" else ode_step(z, sigma, sigma_next, v)
+    z_off = (
+        interpolate(x0, noise, sigma_next)
+        if config.rollout == "none"
+        else ode_step(z, sigma, sigma_next, v)
+    )
 
     for point, judged in zip(points, judgements[1:], strict=True):
         level, state = point["timesteps"] / 1000, point["state"]
         lowest = sigma_next.clamp(min=config.sigma_min)
-        assert (level >= lowest - 6e-4).all() and (level >= stage[0] - 1e-6).all() and (level <= stage[1]).all()
+        assert (
+            (level >= lowest - 6e-4).all()
+            and (level >= stage[0] - 1e-6).all()
+            and (level <= stage[1]).all()
+        )
         assert point["text"] == primary["text"] and point["expert"] == primary["expert"]
         z_aux = renoise(z_off, sigma_next, level, noise)
         assert_close(state[:, :channels], z_aux, **TIGHT)
@@ -81,16 +97,20 @@ def check_micro_step(calls, soar=SOAR, slope=1.0, stage=(0.0, 1.0)):
 
 
 def check_diffusion_step(calls, soar=SOAR):
-    """A batch of a model that predicts epsilon: the same on the straight path, at the levels of its timesteps.
+    """A batch of a model that predicts epsilon: the same on the straight path, at the levels of its
+    timesteps.
 
-    With a state alpha x0 + s eps: z = state / (alpha + s), sigma = s / (alpha + s), v = eps_hat - x0_hat.
-    """
+    With a state alpha x0 + s eps: z = state / (alpha + s), sigma = s / (alpha + s), v = eps_hat -
+    x0_hat."""
     config = SOARConfig.from_dict(soar)
     primary, unconditional, points, judgements = parts(calls)
     alphas = primary["alphas_cumprod"].double()
 
     def straight(state, timesteps):
-        alpha, s = (value[timesteps.long()].reshape(-1, 1, 1, 1) for value in (alphas.sqrt(), (1 - alphas).sqrt()))
+        alpha, s = (
+            value[timesteps.long()].reshape(-1, 1, 1, 1)
+            for value in (alphas.sqrt(), (1 - alphas).sqrt())
+        )
         return (state.double() / (alpha + s)), (s / (alpha + s)).flatten(), alpha, s
 
     def velocity_at(call):
@@ -111,7 +131,10 @@ def check_diffusion_step(calls, soar=SOAR):
     z_off = ode_step(z, sigma, sigma_next, v)
     assert len(points) == len(judgements) - 1 == config.num_aux_points
     for point, judged in zip(points, judgements[1:], strict=True):
-        assert torch.equal(point["timesteps"], point["timesteps"].round()) and point["text"] == primary["text"]
+        assert (
+            torch.equal(point["timesteps"], point["timesteps"].round())
+            and point["text"] == primary["text"]
+        )
         state, level, *_ = straight(point["state"], point["timesteps"])
         assert_close(state, renoise(z_off, sigma_next, level, noise), **TIGHT)
         expected = effective_noise(state, level, x0)
@@ -119,13 +142,17 @@ def check_diffusion_step(calls, soar=SOAR):
 
 
 def check_conditioning(calls, tiny):
-    """The unconditional prediction gives the network the primary one's own input: conditioning that is drawn on the way too."""
+    """The unconditional prediction gives the network the primary one's own input: conditioning that
+    is drawn on the way too."""
     primary, unconditional, *_ = parts(calls)
     if tiny.opaque:
         return
     for call in unconditional:
         pairs = zip(call["network"], primary["network"], strict=True)
-        assert any(theirs.numel() >= primary["output"][0].numel() and torch.equal(ours, theirs) for ours, theirs in pairs)
+        assert any(
+            theirs.numel() >= primary["output"][0].numel() and torch.equal(ours, theirs)
+            for ours, theirs in pairs
+        )
 
 
 def check_sound(judged, base):
@@ -138,7 +165,8 @@ def check_sound(judged, base):
 
 
 def check_perfect(calls):
-    """With a perfect model every point's loss is zero to rounding: states on the straight line, levels, signs, scales true."""
+    """With a perfect model every point's loss is zero to rounding: states on the straight line,
+    levels, signs, scales true."""
     *_, judgements = parts(calls)
     for judged in judgements:
         assert judged["output"].item() < 1e-8

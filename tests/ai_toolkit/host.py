@@ -1,4 +1,5 @@
-"""The tests' end of AI Toolkit: jobs written as a user would write them, run in the host's process, and what they leave."""
+"""The tests' end of AI Toolkit: jobs written as a user would write them, run in the host's process,
+and what they leave."""
 
 import copy
 import json
@@ -18,7 +19,8 @@ REPOSITORY = Path(__file__).parents[2]
 ROOT, PYTHON = os.environ.get("AI_TOOLKIT_ROOT", ""), os.environ.get("AI_TOOLKIT_PYTHON", "")
 SOAR = {"num_steps": 10, "cfg_scale": 3.0, "num_aux_points": 2}
 ENVIRONMENT = {
-    **os.environ, "HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "CUDA_VISIBLE_DEVICES": "", "SEED": "1",
+    **os.environ, "HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1",
+    "CUDA_VISIBLE_DEVICES": "", "SEED": "1",
     "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
 }  # fmt: skip
 
@@ -34,7 +36,8 @@ def link_host(folder: Path, root: str | Path) -> Path:
 
 
 class Host:
-    """AI Toolkit's process, its models and its data. `folder` is scratch; jobs of one name are one run that goes on."""
+    """AI Toolkit's process, its models and its data. `folder` is scratch; jobs of one name are one
+    run that goes on."""
 
     def __init__(self, folder: Path, root: str | Path = ROOT) -> None:
         self.folder = folder
@@ -67,7 +70,8 @@ class Host:
         return folder
 
     def data(self, kind: str) -> dict[str, Any]:
-        """What a data set says of its files, of a Tiny's kind of `data`; made at the first call, by the host's interpreter."""
+        """What a data set says of its files, of a Tiny's kind of `data`; made at the first call, by
+        the host's interpreter."""
         folder = self.folder / "data" / kind.replace(" ", "_")
         if not folder.exists():
             script = REPOSITORY / "tests" / "ai_toolkit" / "make_data.py"
@@ -82,22 +86,34 @@ class Host:
         return said
 
     def run(
-        self, folder: Path, name: str = "run", tiny: str = "flux", soar: dict | None = SOAR, kind: str = "SOARTrainer",
+        self, folder: Path, name: str = "run", tiny: str = "flux", soar: dict | None = SOAR,
+        kind: str = "SOARTrainer",
         flags: tuple = (), steps: int = 2, datasets: Any = None, **changes: Any,
     ) -> "Outcome":  # fmt: skip
-        """Runs a job; `changes` are sections of the process, merged into what every job says; None takes one away."""
+        """Runs a job; `changes` are sections of the process, merged into what every job says; None
+        takes one away."""
         process = self.process(folder, tiny, soar, kind, steps, datasets, **changes)
         file, record, log = (folder / f"{name}.{end}" for end in ("yaml", "pt", "log"))
-        file.write_text(yaml.safe_dump({"job": "extension", "config": {"name": name, "process": [process]}}))
+        file.write_text(
+            yaml.safe_dump({"job": "extension", "config": {"name": name, "process": [process]}})
+        )
         code = self.ask(job=file, record=record, log=log, flags=list(flags), arch=tiny)
         return Outcome(code, log.read_text(errors="replace"), record, folder / "output" / name)
 
     def process(
-        self, folder: Path, name: str, soar: dict | None, kind: str, steps: int, datasets: Any, **changes: Any
+        self,
+        folder: Path,
+        name: str,
+        soar: dict | None,
+        kind: str,
+        steps: int,
+        datasets: Any,
+        **changes: Any,
     ) -> dict[str, Any]:
         tiny = MODELS[name]
         dataset = {
-            **self.data(tiny.data), "caption_ext": "txt", "caption_dropout_rate": 0.0, "resolution": [64], "num_workers": 0,
+            **self.data(tiny.data), "caption_ext": "txt", "caption_dropout_rate": 0.0,
+            "resolution": [64], "num_workers": 0,
             **tiny.dataset,
         }  # fmt: skip
         process: dict[str, Any] = {
@@ -106,14 +122,18 @@ class Host:
             "save": {"dtype": "float32", "save_every": 1000, "max_step_saves_to_keep": 4},
             "datasets": [{**dataset, **each} for each in (datasets or [{}])],
             "train": {
-                "steps": steps, "batch_size": 2, "gradient_accumulation": 1, "train_unet": True, "train_text_encoder": False,
-                "gradient_checkpointing": False, "noise_scheduler": "flowmatch", "optimizer": "adamw", "lr": 1e-3,
-                "dtype": "float32", "disable_sampling": True, "skip_first_sample": True, "timestep_type": "sigmoid",
+                "steps": steps, "batch_size": 2, "gradient_accumulation": 1, "train_unet": True,
+                "train_text_encoder": False,
+                "gradient_checkpointing": False, "noise_scheduler": "flowmatch",
+                "optimizer": "adamw", "lr": 1e-3,
+                "dtype": "float32", "disable_sampling": True, "skip_first_sample": True,
+                "timestep_type": "sigmoid",
                 **tiny.train,
             },
             "model": {"name_or_path": "{folder}", "arch": tiny.arch(name), **tiny.model},
             "sample": {
-                "sampler": "flowmatch", "sample_every": 1, "width": 64, "height": 64, "prompts": [], "neg": "", "seed": 1,
+                "sampler": "flowmatch", "sample_every": 1, "width": 64, "height": 64, "prompts": [],
+                "neg": "", "seed": 1,
                 "guidance_scale": 3, "sample_steps": 10,
             },
             **copy.deepcopy(dict(tiny.process)),
@@ -147,7 +167,8 @@ class Outcome:
         self.events = torch.load(record) if record.exists() else []
 
     def steps(self) -> list[SimpleNamespace]:
-        """For each training step: its calls, the most bytes that autograd kept, and the losses that it returned."""
+        """For each training step: its calls, the most bytes that autograd kept, and the losses that
+        it returned."""
         assert self.code == 0, self.log[-6000:]
         steps: list[SimpleNamespace] = []
         for event in self.events:
@@ -162,7 +183,8 @@ class Outcome:
         return steps
 
     def micro_steps(self) -> list[list[dict]]:
-        """The calls of every batch that was trained on, its primary prediction first; what the network saw goes with each."""
+        """The calls of every batch that was trained on, its primary prediction first; what the
+        network saw goes with each."""
         parts: list[list[dict]] = []
         for step in self.steps():
             network: list = []

@@ -1,19 +1,22 @@
-"""AI Toolkit in one process that stays: its imports take 20 seconds, a job of ours a few. For AI Toolkit's own interpreter.
+"""AI Toolkit in one process that stays: its imports take 20 seconds, a job of ours a few. For AI
+Toolkit's own interpreter.
 
-`python host_process.py HOST_ROOT` reads requests from standard input, a line of JSON each, and runs each job in a fork of
-itself through the host's own run.py. It answers `{"code": ...}` on standard output. A request is one of
+`python host_process.py HOST_ROOT` reads requests from standard input, a line of JSON each, and runs
+each job in a fork of itself through the host's own run.py. It answers `{"code": ...}` on standard
+output. A request is one of
 
     {"job": FILE, "record": FILE, "log": FILE, "flags": [...], "arch": NAME}
     {"make": NAME, "folder": FOLDER, "log": FILE}
     {"read": FILE, "log": FILE}, which makes the job's trainer from its file and runs nothing
 
-RECORD gets what the trainer was asked for, a list of events, by torch.save. `arch` names a tiny model whose hard-coded sizes
-are to be shrunk (tiny/). Flags: `joint`: the losses of a step wait for its last and are back-propagated as one sum;
-`perfect`: from the third step on the network answers with its target under the step's own noise, as a model that has nothing
-left to learn; `oom`: the first step's second point runs out of memory; `stop`: an interrupt after the second step; `waits`:
-calls of ours that would wait for a device are recorded; `watched`: memory and open files after each step; `timed`: processor
-time of steps and predictions; `unrecorded`: nothing but what other flags ask for.
-"""
+RECORD gets what the trainer was asked for, a list of events, by torch.save. `arch` names a tiny
+model whose hard-coded sizes are to be shrunk (tiny/). Flags: `joint`: the losses of a step wait for
+its last and are back-propagated as one sum; `perfect`: from the third step on the network answers
+with its target under the step's own noise, as a model that has nothing left to learn; `oom`: the
+first step's second point runs out of memory; `stop`: an interrupt after the second step; `waits`:
+calls of ours that would wait for a device are recorded; `watched`: memory and open files after each
+step; `timed`: processor time of steps and predictions; `unrecorded`: nothing but what other flags
+ask for."""
 
 import functools
 import importlib
@@ -38,14 +41,18 @@ REPOSITORY = TESTS.parent
 
 
 def make_imports_work_without_cuda():
-    """torchvision's wheel may be linked against CUDA, and torchaudio's too: what a CPU lacks of them is never called here."""
+    """torchvision's wheel may be linked against CUDA, and torchaudio's too: what a CPU lacks of
+    them is never called here."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
         for operator in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torch.library.define(
+                f"torchvision::{operator}",
+                "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            )
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError):
@@ -62,7 +69,9 @@ def tensors_of(value):
     if isinstance(value, torch.Tensor):
         return [value]
     if not isinstance(value, (list, tuple)):
-        value = list((value if isinstance(value, dict) else getattr(value, "__dict__", {})).values())
+        value = list(
+            (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()
+        )
     return [tensor for each in value for tensor in tensors_of(each)]
 
 
@@ -72,7 +81,8 @@ def text_of(embeds):
 
 
 def record(owner, name, event_of):
-    """Wraps a method of the host: `event_of(self, arguments)` is recorded before each call, `output` after it."""
+    """Wraps a method of the host: `event_of(self, arguments)` is recorded before each call,
+    `output` after it."""
     original = getattr(owner, name)
     signature = inspect.signature(original)
 
@@ -87,14 +97,18 @@ def record(owner, name, event_of):
             output = original(*args, **kwargs)
         finally:
             WITHIN.pop()
-        EVENTS.append({"call": name, **before, "output": copy_of(output), "expert": active_expert(args[0])})
+        EVENTS.append(
+            {"call": name, **before, "output": copy_of(output), "expert": active_expert(args[0])}
+        )
         return output
 
     setattr(owner, name, method)
 
 
 def active_expert(trainer):
-    return getattr(getattr(getattr(trainer, "sd", None), "model", None), "_active_transformer_name", None)
+    return getattr(
+        getattr(getattr(trainer, "sd", None), "model", None), "_active_transformer_name", None
+    )
 
 
 def prediction(trainer, arguments):
@@ -109,7 +123,9 @@ def prediction(trainer, arguments):
 def judgement(trainer, arguments):
     names = ("noise", "noisy_latents", "timesteps", "mask_multiplier", "prior_pred")
     batch = arguments["batch"]
-    sound = {f"given_{key}": copy_of(getattr(batch, key, None)) for key in ("audio_pred", "audio_target")}
+    sound = {
+        f"given_{key}": copy_of(getattr(batch, key, None)) for key in ("audio_pred", "audio_target")
+    }
     return {
         **{name: copy_of(arguments[name]) for name in names}, **sound, "x0": copy_of(batch.latents),
         "given_i2v_mask": copy_of(getattr(trainer.sd, "_i2v_loss_mask", None)),
@@ -117,7 +133,8 @@ def judgement(trainer, arguments):
 
 
 def record_network_inputs(owner):
-    """What the network itself is given: conditioning that a model makes in every prediction shows there alone."""
+    """What the network itself is given: conditioning that a model makes in every prediction shows
+    there alone."""
     original = owner.predict_noise
 
     @functools.wraps(original)
@@ -165,7 +182,9 @@ def join_backwards(trainer_class):
 
         def collect(loss, **options):
             waiting.append(loss)
-            if "AccumulateGrad" in loss.grad_fn.next_functions[0][0].name():  # the detached leaf, times the host's multiplier
+            if (
+                "AccumulateGrad" in loss.grad_fn.next_functions[0][0].name()
+            ):  # the detached leaf, times the host's multiplier
                 backward(torch.stack(waiting).sum(), **options)
                 waiting.clear()
 
@@ -176,7 +195,8 @@ def join_backwards(trainer_class):
 
 
 def answer_perfectly(trainer_class):
-    """From the third step on the network's answer is the architecture's own target under the step's noise, at every state."""
+    """From the third step on the network's answer is the architecture's own target under the step's
+    noise, at every state."""
     make, predict = trainer_class.process_general_training_batch, trainer_class.predict_noise
 
     @functools.wraps(make)
@@ -192,7 +212,9 @@ def answer_perfectly(trainer_class):
             return output
         noise = self.drawn_noise.to(output)
         if hasattr(self.sd, "get_loss_target"):
-            target = self.sd.get_loss_target(noise=noise, batch=batch, timesteps=kwargs["timesteps"])
+            target = self.sd.get_loss_target(
+                noise=noise, batch=batch, timesteps=kwargs["timesteps"]
+            )
         else:
             target = noise - batch.latents.to(noise) if self.sd.is_flow_matching else noise
         if getattr(batch, "audio_pred", None) is not None:
@@ -258,7 +280,13 @@ def watch(trainer_class):
         losses = original(self, batch)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         files = len(os.listdir("/proc/self/fd"))
-        EVENTS.append({"call": "watch", "files": files, "megabytes": pages * os.sysconf("SC_PAGESIZE") / 2**20})
+        EVENTS.append(
+            {
+                "call": "watch",
+                "files": files,
+                "megabytes": pages * os.sysconf("SC_PAGESIZE") / 2**20,
+            }
+        )
         return losses
 
     trainer_class.hook_train_loop = hook_train_loop
@@ -278,14 +306,17 @@ def time_method(owner, name):
         began = time.process_time()
         output = original(*args, **kwargs)
         seconds = time.process_time() - began
-        EVENTS.append({"call": f"timed {name}", "seconds": seconds, "grad": torch.is_grad_enabled()})
+        EVENTS.append(
+            {"call": f"timed {name}", "seconds": seconds, "grad": torch.is_grad_enabled()}
+        )
         return output
 
     setattr(owner, name, method)
 
 
 FLAGS = {
-    "joint": join_backwards, "perfect": answer_perfectly, "oom": run_out_of_memory, "stop": interrupt, "waits": count_waits,
+    "joint": join_backwards, "perfect": answer_perfectly, "oom": run_out_of_memory,
+    "stop": interrupt, "waits": count_waits,
     "watched": watch, "timed": time_calls, "unrecorded": lambda trainer_class: None,
 }  # fmt: skip
 
@@ -341,7 +372,8 @@ def read_job(request):
     print(type(get_job(request["read"]).process[0]).__name__)
     (process,) = yaml.safe_load(Path(request["read"]).read_text())["config"]["process"]
     owners = {
-        "train": "TrainConfig", "model": "ModelConfig", "network": "NetworkConfig", "save": "SaveConfig",
+        "train": "TrainConfig", "model": "ModelConfig", "network": "NetworkConfig",
+        "save": "SaveConfig",
         "sample": "SampleConfig",
     }  # fmt: skip
     sections = [(owner, process[key]) for key, owner in owners.items() if key in process]

@@ -1,4 +1,5 @@
-"""A small data set of pictures, videos or sounds with captions, for AI Toolkit's own interpreter, which has what writes them.
+"""A small data set of pictures, videos or sounds with captions, for AI Toolkit's own interpreter,
+which has what writes them.
 
 `python make_data.py KIND FOLDER`; the kinds are those of a Tiny's `data`.
 """
@@ -10,7 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CAPTIONS = ("a red circle above a blue square", "two green triangles", "a yellow square left of a red circle", "a circle")
+CAPTIONS = (
+    "a red circle above a blue square",
+    "two green triangles",
+    "a yellow square left of a red circle",
+    "a circle",
+)
 SOUND_CAPTION = "<CAPTION>{}</CAPTION>"
 SIZE, FRAMES, RATE, SAMPLE_RATE = 64, 5, 16, 16000
 
@@ -40,7 +46,9 @@ def write_video(file, generator, with_sound):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(mixed.astype(np.uint8))))
         container.mux(stream.encode())
         if track is not None:
-            samples = av.AudioFrame.from_ndarray(sound(generator, FRAMES / RATE)[None], format="s16", layout="mono")
+            samples = av.AudioFrame.from_ndarray(
+                sound(generator, FRAMES / RATE)[None], format="s16", layout="mono"
+            )
             samples.sample_rate = SAMPLE_RATE
             container.mux(track.encode(samples))
             container.mux(track.encode())
@@ -58,7 +66,9 @@ def main(kind, folder):
     folder.mkdir(parents=True)
     for index, caption in enumerate(CAPTIONS):
         generator = np.random.default_rng(index)
-        (folder / f"{index}.txt").write_text(SOUND_CAPTION.format(caption) if kind == "sounds" else caption)
+        (folder / f"{index}.txt").write_text(
+            SOUND_CAPTION.format(caption) if kind == "sounds" else caption
+        )
         if kind.startswith("videos"):
             write_video(folder / f"{index}.mp4", generator, kind == "videos with sound")
         elif kind == "sounds":

@@ -1,4 +1,5 @@
-"""A job's life in the real AI Toolkit: stop and go on, out of memory in the middle of a point, a long run."""
+"""A job's life in the real AI Toolkit: stop and go on, out of memory in the middle of a point, a
+long run."""
 
 import pytest
 import torch
@@ -22,11 +23,15 @@ def test_an_interrupt_loses_what_came_after_the_last_save_and_the_job_goes_on_th
 
 
 def test_out_of_memory_in_the_middle_of_a_point_leaves_nothing_behind(job):
-    """The host skips the step and goes on: the next steps are whole, and the log says what happened."""
+    """The host skips the step and goes on: the next steps are whole, and the log says what
+    happened."""
     outcome = job(steps=4, flags=("oom",), logging={"log_every": 1})
     assert "OOM during training step, skipping batch" in outcome.log
     failed, *rest = outcome.micro_steps()
-    assert len([call for call in failed if call["call"] == "calculate_loss"]) < 1 + SOAR["num_aux_points"]
+    assert (
+        len([call for call in failed if call["call"] == "calculate_loss"])
+        < 1 + SOAR["num_aux_points"]
+    )
     assert len(rest) == 3
     for calls in rest:
         check_micro_step(calls)
@@ -39,7 +44,9 @@ def test_memory_and_open_files_stay_flat_over_500_steps(job):
     assert outcome.code == 0, outcome.log[-3000:]
     watched = [event for event in outcome.events if event["call"] == "watch"]
     early, late = watched[100:200], watched[400:]
-    assert len(watched) == 500 and max(each["files"] for each in late) <= max(each["files"] for each in early)
+    assert len(watched) == 500 and max(each["files"] for each in late) <= max(
+        each["files"] for each in early
+    )
     first, last = (
         min(each["megabytes"] for each in part) for part in (early, late)
     )  # it swings by some 20 MB in plain training

@@ -1,4 +1,5 @@
-"""The host's options in the real AI Toolkit: what goes with SOAR, what is refused, and what each does to the points."""
+"""The host's options in the real AI Toolkit: what goes with SOAR, what is refused, and what each
+does to the points."""
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ VARIANTS = {
     "full fine-tune": {"network": None},
     "checkpointing": {"train": {"gradient_checkpointing": True}},
     "cached latents": {"datasets": [{"cache_latents_to_disk": True}]},
-    "cached text": {"datasets": [{"cache_text_embeddings": True}], "train": {"cache_text_embeddings": True}},
+    "cached text": {"datasets": [{"cache_text_embeddings": True}],
+    "train": {"cache_text_embeddings": True}},
     "unloaded text encoder": {"train": {"unload_text_encoder": True}, "trigger_word": "red"},
     "accumulation": {"train": {"gradient_accumulation": 2}},
     "accumulation steps": {"train": {"gradient_accumulation_steps": 2}},
     "reg pictures": {"datasets": [{}, {"is_reg": True}], "train": {"reg_weight": 0.3}},
     "blank prompt preservation": {"train": {"blank_prompt_preservation": True}},
     "output preservation": {
-        "train": {"diff_output_preservation": True, "diff_output_preservation_class": "shape"}, "trigger_word": "red",
+        "train": {"diff_output_preservation": True, "diff_output_preservation_class": "shape"},
+        "trigger_word": "red",
     },
     "ema": {"train": {"ema_config": {"use_ema": True, "ema_decay": 0.9}}},
     "sampling": {"train": {"disable_sampling": False}, "sample": {"prompts": ["a red circle"]}},
@@ -35,7 +38,8 @@ VARIANTS = {
     "guidance in the prediction": {"train": {"do_cfg": True, "cfg_scale": 2.0}, "tiny": "zimage"},
     "quantized": {"model": {"quantize": True, "qtype": "qint8"}, "tiny": "zimage"},
     "offloaded layers": {
-        "model": {"layer_offloading": True, "layer_offloading_transformer_percent": 0.5}, "tiny": "zimage",
+        "model": {"layer_offloading": True, "layer_offloading_transformer_percent": 0.5},
+        "tiny": "zimage",
     },
     "level by level": {"soar": {**SOAR, "num_steps": 1}},
     "no guidance": {"soar": {**SOAR, "cfg_scale": 1.0}},
@@ -48,7 +52,9 @@ def test_an_option_of_the_host_goes_with_soar(job, variant):
     outcome, soar = job(**VARIANTS[variant]), VARIANTS[variant].get("soar", SOAR)
     for calls in outcome.micro_steps():
         judged = [index for index, call in enumerate(calls) if call["call"] == "calculate_loss"]
-        check_micro_step(calls[: judged[soar["num_aux_points"]] + 1], soar)  # what follows is the host's own
+        check_micro_step(
+            calls[: judged[soar["num_aux_points"]] + 1], soar
+        )  # what follows is the host's own
     assert len(outcome.micro_steps()) == (4 if variant == "accumulation" else 2)
     assert all(torch.isfinite(value).all() for value in outcome.weights().values())
     if variant == "sampling":
@@ -62,7 +68,8 @@ DIFFUSION = {
     "snr": {"train": {"snr_gamma": 5.0}},
     "full fine-tune": {"network": None},
     "noise offset": {"train": {"noise_offset": 0.05}},
-    "sampling": {"train": {"disable_sampling": False}, "sample": {"prompts": ["a red circle"], "sampler": "ddpm"}},
+    "sampling": {"train": {"disable_sampling": False}, "sample": {"prompts": ["a red circle"],
+    "sampler": "ddpm"}},
 }  # fmt: skip
 
 
@@ -71,7 +78,9 @@ def test_an_option_of_the_host_goes_with_soar_on_a_model_that_predicts_epsilon(j
     changes = {key: dict(value) if value else value for key, value in DIFFUSION[variant].items()}
     if "train" in changes:
         changes["train"]["noise_scheduler"] = "ddpm"
-    if variant == "full fine-tune":  # a tiny one cannot be saved by the host, which looks for the full one's weights
+    if (
+        variant == "full fine-tune"
+    ):  # a tiny one cannot be saved by the host, which looks for the full one's weights
         changes["save"] = {"save_every": 1000}
     outcome = job(tiny="sd1", **changes)
     for calls in outcome.micro_steps():
@@ -101,7 +110,9 @@ def test_half_precision_and_masks_reach_the_points(job, host, masked):
     for calls in job(train={"dtype": "bf16"}, datasets=masked).micro_steps():
         check_micro_step(calls)
         *_, judged = parts(calls)
-        assert all(torch.equal(call["mask_multiplier"], judged[0]["mask_multiplier"]) for call in judged)
+        assert all(
+            torch.equal(call["mask_multiplier"], judged[0]["mask_multiplier"]) for call in judged
+        )
         assert judged[0]["mask_multiplier"].unique().numel() > 1
 
 
@@ -110,7 +121,9 @@ def test_a_prior_of_the_base_state_is_not_asked_of_the_points(job, masked, optio
     for calls in job(train={option: True}, datasets=masked).micro_steps():
         check_micro_step(calls)
         *_, judged = parts(calls)
-        assert judged[0]["prior_pred"] is not None and all(call["prior_pred"] is None for call in judged[1:])
+        assert judged[0]["prior_pred"] is not None and all(
+            call["prior_pred"] is None for call in judged[1:]
+        )
 
 
 @pytest.mark.parametrize("off", [{"correction_weight": 0}, {"num_aux_points": 0}])
@@ -120,14 +133,20 @@ def test_without_correction_it_is_diffusion_trainer_to_the_bit(job, off, network
     hosts = job("hosts", soar=None, kind="diffusion_trainer", network=network)
     for name, value in hosts.weights().items():
         assert torch.equal(value, ours.weights()[name]), name
-    forwards = [[event["grad"] for event in run.events if event["call"] == "predict_noise"] for run in (ours, hosts)]
+    forwards = [
+        [event["grad"] for event in run.events if event["call"] == "predict_noise"]
+        for run in (ours, hosts)
+    ]
     assert forwards[0] == forwards[1]
 
 
 @pytest.mark.parametrize("model", ["flux", "wan22_14b"])
 def test_the_host_draws_what_it_draws_in_plain_training(job, model):
     """The same batches, noise and levels, though SOAR's predictions come between."""
-    ours, hosts = job("ours", model, steps=3), job("hosts", model, soar=None, kind="diffusion_trainer", steps=3)
+    ours, hosts = (
+        job("ours", model, steps=3),
+        job("hosts", model, soar=None, kind="diffusion_trainer", steps=3),
+    )
     for with_soar, plain in zip(ours.micro_steps(), hosts.micro_steps(), strict=True):
         for key in ("state", "timesteps", "text"):
             first, second = with_soar[0][key], plain[0][key]
@@ -137,7 +156,10 @@ def test_the_host_draws_what_it_draws_in_plain_training(job, model):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_separate_backwards_are_one_joint_backward(job, checkpointing):
     train = {"gradient_checkpointing": checkpointing}
-    separate, joint = job("separate", steps=4, train=train), job("joint", steps=4, train=train, flags=("joint",))
+    separate, joint = (
+        job("separate", steps=4, train=train),
+        job("joint", steps=4, train=train, flags=("joint",)),
+    )
     for name, value in joint.weights().items():
         assert_close(separate.weights()[name], value, atol=1e-6, rtol=0)
 
@@ -152,7 +174,8 @@ def test_the_memory_is_that_of_one_point(job):
 
 
 def test_ours_waits_for_the_device_once_a_step(job):
-    """Whatever the number of points: once, when the host has waited for its loss; a run's first steps are checked besides."""
+    """Whatever the number of points: once, when the host has waited for its loss; a run's first
+    steps are checked besides."""
     steps = job(soar={**SOAR, "num_aux_points": 4}, steps=6, flags=("waits",)).steps()
     waits = [[call["by"] for call in step.calls if call["call"] == "wait"] for step in steps]
     assert waits[3:] == [["_read"]] * 3

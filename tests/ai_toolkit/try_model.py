@@ -1,8 +1,9 @@
-"""A quick look at one tiny model in AI Toolkit: `python -m tests.ai_toolkit.try_model NAME [NAME ...] [--plain]`.
+"""A quick look at one tiny model in AI Toolkit: `python -m tests.ai_toolkit.try_model NAME [NAME
+...] [--plain]`.
 
-Each is trained by `diffusion_trainer` (`--plain`: that alone) and by SOARTrainer, checked against the formulas and, for its
-last steps, as a perfect model. AI_TOOLKIT_ROOT and AI_TOOLKIT_PYTHON must be set.
-"""
+Each is trained by `diffusion_trainer` (`--plain`: that alone) and by SOARTrainer, checked against
+the formulas and, for its last steps, as a perfect model. AI_TOOLKIT_ROOT and AI_TOOLKIT_PYTHON must
+be set."""
 
 import argparse
 import sys
@@ -20,10 +21,15 @@ from ai_toolkit.tiny import MODELS  # noqa: E402
 def look(host, folder, name, plain_only):
     plain = host.run(folder, "plain", name, soar=None, kind="diffusion_trainer")
     outputs = [call["output"] for call in plain.micro_steps()[0] if call["call"] == "predict_noise"]
-    print(f"{name}: plain training runs; state {tuple(outputs[0].shape)}, prediction's spread {outputs[0].std():.2g}")
+    print(
+        f"{name}: plain training runs; state {tuple(outputs[0].shape)}, prediction's spread "
+        f"{outputs[0].std():.2g}"
+    )
     if plain_only:
         return
-    for index, calls in enumerate(host.run(folder, "soar", name, flags=("perfect",), steps=4).micro_steps()):
+    for index, calls in enumerate(
+        host.run(folder, "soar", name, flags=("perfect",), steps=4).micro_steps()
+    ):
         formulas.check(calls, MODELS[name])
         formulas.check_conditioning(calls, MODELS[name])
         if index >= 2:

@@ -1,4 +1,5 @@
-"""Tiny random models of the picture architectures whose text encoder, or whole model, is a language model."""
+"""Tiny random models of the picture architectures whose text encoder, or whole model, is a language
+model."""
 
 import functools
 import importlib
@@ -37,7 +38,9 @@ def host(name):
 
 
 def qwen_vae():
-    return diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1
+    )
 
 
 def vision_tokenizer(specials=QWEN_VL):
@@ -57,22 +60,29 @@ def small_pictures(patch_size):
 def hidream(folder, transformer_class):
     (tokenizer, config), (third_tokenizer, third) = clip(), t5()
     config.max_position_embeddings = 248
-    llama_tokenizer = bytes_tokenizer(transformers.PreTrainedTokenizerFast, ["<|begin|>", "<|end|>"], model_max_length=2048)
+    llama_tokenizer = bytes_tokenizer(
+        transformers.PreTrainedTokenizerFast, ["<|begin|>", "<|end|>"], model_max_length=2048
+    )
     llama = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=len(llama_tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048, attn_implementation="eager",
+            vocab_size=len(llama_tokenizer), hidden_size=32, intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048,
+            attn_implementation="eager",
         )
     )  # fmt: skip
     transformer = transformer_class(
-        patch_size=2, in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-        num_attention_heads=2, caption_channels=[32, 32], text_emb_dim=32, num_routed_experts=2, num_activated_experts=1,
+        patch_size=2, in_channels=16, out_channels=16, num_layers=1, num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2, caption_channels=[32, 32], text_emb_dim=32, num_routed_experts=2,
+        num_activated_experts=1,
         axes_dims_rope=(4, 6, 6), max_resolution=(16, 16), llama_layers=[0, 1],
     )  # fmt: skip
     save_parts(
         folder, transformer=randomise(transformer), vae=image_vae(),
         text_encoder=transformers.CLIPTextModelWithProjection(config),
-        tokenizer=tokenizer, text_encoder_2=transformers.CLIPTextModelWithProjection(config), tokenizer_2=tokenizer,
+        tokenizer=tokenizer, text_encoder_2=transformers.CLIPTextModelWithProjection(config),
+        tokenizer_2=tokenizer,
         text_encoder_3=third, tokenizer_3=third_tokenizer,
     )  # fmt: skip
     llama.save_pretrained(folder / "llama")
@@ -80,7 +90,12 @@ def hidream(folder, transformer_class):
 
 
 def hidream_i1(folder):
-    hidream(folder, host("hidream.src.models.transformers.transformer_hidream_image").HiDreamImageTransformer2DModel)
+    hidream(
+        folder,
+        host(
+            "hidream.src.models.transformers.transformer_hidream_image"
+        ).HiDreamImageTransformer2DModel,
+    )
 
 
 def hidream_e1(folder):
@@ -106,22 +121,29 @@ def qwen3_vl(specials=QWEN_VL, layers=2, width=32):
     tokenizer = vision_tokenizer(specials)
     tokenizer.chat_template = PARTS
     pictures, options = small_pictures(16)
-    processor = transformers.Qwen3VLProcessor(pictures, tokenizer, transformers.Qwen3VLVideoProcessor(**options), PARTS)
+    processor = transformers.Qwen3VLProcessor(
+        pictures, tokenizer, transformers.Qwen3VLVideoProcessor(**options), PARTS
+    )
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 32, "num_hidden_layers": layers,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 8192,
+        "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 8192,
         "rope_parameters": {
-            "rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True, "rope_theta": 1e4,
+            "rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+            "rope_theta": 1e4,
         },
     }  # fmt: skip
     vision = {
-        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width, "patch_size": 16,
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+        "out_hidden_size": width, "patch_size": 16,
         "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
     }  # fmt: skip
     ids = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
         for name, token in (
-            ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"), ("vision_end", "vision_end"),
+            ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"),
+            ("vision_end", "vision_end"),
         )
     }  # fmt: skip
     return processor, transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
@@ -151,10 +173,18 @@ def qwen_image_edit(folder):
     pictures, options = small_pictures(14)
     video = transformers.Qwen2VLVideoProcessor(**options)
     qwen_image().save_pretrained(folder)
-    transformers.Qwen2VLProcessor(pictures, vision_tokenizer(), video, CHAT).save_pretrained(folder / "processor")
+    transformers.Qwen2VLProcessor(pictures, vision_tokenizer(), video, CHAT).save_pretrained(
+        folder / "processor"
+    )
 
 
-KLEIN = {"hidden_size": 32, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [4, 4, 4, 4]}
+KLEIN = {
+    "hidden_size": 32,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [4, 4, 4, 4],
+}
 
 
 def shrink(module, name, **sizes):
@@ -163,17 +193,26 @@ def shrink(module, name, **sizes):
 
 
 def small_flux2_vae():
-    shrink(host("flux2.flux2_model"), "AutoEncoderParams", ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1)
+    shrink(
+        host("flux2.flux2_model"),
+        "AutoEncoderParams",
+        ch=32,
+        ch_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+    )
 
 
 def save_flux2(folder, kind, file):
     module = host("flux2.flux2_model")
     save_file(randomise(module.Flux2(kind())).state_dict(), folder / file)
-    save_file(module.AutoEncoder(module.AutoEncoderParams()).state_dict(), folder / "ae.safetensors")
+    save_file(
+        module.AutoEncoder(module.AutoEncoderParams()).state_dict(), folder / "ae.safetensors"
+    )
 
 
 def small_flux2_klein():
-    """Its text encoder is loaded from a hub id that each class holds: from the model's folder instead."""
+    """Its text encoder is loaded from a hub id that each class holds: from the model's folder
+    instead."""
     small_flux2_vae()
     module = host("flux2.flux2_klein_model")
     for size in ("4B", "9B"):
@@ -185,10 +224,15 @@ def small_flux2_klein():
 
 def flux2_klein(folder, size):
     module = host("flux2.flux2_klein_model")
-    save_flux2(folder, getattr(module, f"Klein{size}Params"), getattr(module, f"Flux2Klein{size}Model").flux2_te_filename)
+    save_flux2(
+        folder,
+        getattr(module, f"Klein{size}Params"),
+        getattr(module, f"Flux2Klein{size}Model").flux2_te_filename,
+    )
     tokenizer = chat_tokenizer(transformers.Qwen2TokenizerFast)
     config = transformers.Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=28,
+        num_attention_heads=2,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=2048, pad_token_id=0,
     )  # fmt: skip
     save_parts(folder, text_encoder=transformers.Qwen3ForCausalLM(config))
@@ -196,7 +240,8 @@ def flux2_klein(folder, size):
 
 
 def small_flux2():
-    """Its text encoder is loaded from a hub id that the module holds: from the model's folder instead."""
+    """Its text encoder is loaded from a hub id that the module holds: from the model's folder
+    instead."""
     small_flux2_vae()
     module = host("flux2.flux2_model")
     shrink(module, "Flux2Params", context_in_dim=3 * 16, **KLEIN)
@@ -213,11 +258,23 @@ def small_flux2():
 def flux2(folder):
     module = host("flux2.flux2_model")
     save_flux2(folder, module.Flux2Params, module.FLUX2_TRANSFORMER_FILENAME)
-    specials = ["<pad>", "<s>", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "<|im_start|>", "<|im_end|>", "</s>"]
-    tokenizer = bytes_tokenizer(transformers.PreTrainedTokenizerFast, specials, model_max_length=2048)
+    specials = [
+        "<pad>",
+        "<s>",
+        "[IMG]",
+        "[IMG_BREAK]",
+        "[IMG_END]",
+        "<|im_start|>",
+        "<|im_end|>",
+        "</s>",
+    ]
+    tokenizer = bytes_tokenizer(
+        transformers.PreTrainedTokenizerFast, specials, model_max_length=2048
+    )
     tokenizer.chat_template = PARTS
     text = {
-        "model_type": "mistral", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
+        "model_type": "mistral", "vocab_size": len(tokenizer), "hidden_size": 16,
+        "intermediate_size": 16,
         "num_hidden_layers": 31, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
         "max_position_embeddings": 2048, "sliding_window": None,
     }  # fmt: skip
@@ -226,33 +283,48 @@ def flux2(folder):
         "num_attention_heads": 2, "patch_size": 14, "image_size": 56,
     }  # fmt: skip
     config = transformers.Mistral3Config(
-        text_config=text, vision_config=vision, image_token_index=specials.index("[IMG]"), tie_word_embeddings=False
+        text_config=text,
+        vision_config=vision,
+        image_token_index=specials.index("[IMG]"),
+        tie_word_embeddings=False,
     )
     save_parts(folder, text_encoder=transformers.Mistral3ForConditionalGeneration(config))
-    pictures = transformers.PixtralImageProcessor(size={"longest_edge": 56}, patch_size={"height": 14, "width": 14})
-    transformers.PixtralProcessor(pictures, tokenizer, 14, 2, PARTS).save_pretrained(folder / "text_encoder")
+    pictures = transformers.PixtralImageProcessor(
+        size={"longest_edge": 56}, patch_size={"height": 14, "width": 14}
+    )
+    transformers.PixtralProcessor(pictures, tokenizer, 14, 2, PARTS).save_pretrained(
+        folder / "text_encoder"
+    )
 
 
 def anima(folder):
-    encoder, tokenizer, t5_tokenizer = qwen3()[1], chat_tokenizer(transformers.Qwen2TokenizerFast), t5()[0]
+    encoder, tokenizer, t5_tokenizer = (
+        qwen3()[1],
+        chat_tokenizer(transformers.Qwen2TokenizerFast),
+        t5()[0],
+    )
     transformer = diffusers.CosmosTransformer3DModel(
-        in_channels=16, out_channels=16, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2.0,
+        in_channels=16, out_channels=16, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+        mlp_ratio=2.0,
         text_embed_dim=32, adaln_lora_dim=16, max_size=(4, 32, 32), extra_pos_embed_type=None,
     )  # fmt: skip
     conditioner = diffusers.AnimaTextConditioner(
-        source_dim=32, target_dim=32, model_dim=32, num_layers=1, num_attention_heads=2, mlp_ratio=2.0,
+        source_dim=32, target_dim=32, model_dim=32, num_layers=1, num_attention_heads=2,
+        mlp_ratio=2.0,
         target_vocab_size=len(t5_tokenizer), min_sequence_length=64,
     )  # fmt: skip
     pipeline = diffusers.AnimaAutoBlocks().init_pipeline()
     pipeline.update_components(
-        text_encoder=encoder, tokenizer=tokenizer, t5_tokenizer=t5_tokenizer, text_conditioner=randomise(conditioner),
+        text_encoder=encoder, tokenizer=tokenizer, t5_tokenizer=t5_tokenizer,
+        text_conditioner=randomise(conditioner),
         transformer=randomise(transformer), vae=qwen_vae(), scheduler=scheduler(),
     )  # fmt: skip
     pipeline.save_pretrained(str(folder))
 
 
 MMDIT = {
-    "features": 32, "tdim": 32, "txtdim": 16, "heads": 2, "kvheads": 2, "multiplier": 1, "layers": 1, "txtheads": 2,
+    "features": 32, "tdim": 32, "txtdim": 16, "heads": 2, "kvheads": 2, "multiplier": 1,
+    "layers": 1, "txtheads": 2,
     "txtkvheads": 2,
 }  # fmt: skip
 
@@ -262,11 +334,17 @@ def krea2(folder):
     config = module.SingleMMDiTConfig(**{**module.KREA2_MMDIT_CONFIG, **MMDIT})
     save_file(randomise(module.SingleStreamDiT(config)).state_dict(), folder / "raw.safetensors")
     processor, config = qwen3_vl(layers=36, width=16)
-    save_parts(folder, vae=qwen_vae(), text_encoder=transformers.Qwen3VLForConditionalGeneration(config))
+    save_parts(
+        folder, vae=qwen_vae(), text_encoder=transformers.Qwen3VLForConditionalGeneration(config)
+    )
     processor.save_pretrained(folder / "text_encoder")
 
 
-KREA2 = {"mmdit_config": MMDIT, "text_encoder_path": "{folder}/text_encoder", "vae_path": "{folder}"}
+KREA2 = {
+    "mmdit_config": MMDIT,
+    "text_encoder_path": "{folder}/text_encoder",
+    "vae_path": "{folder}",
+}
 
 
 def ernie_image(folder):
@@ -276,28 +354,50 @@ def ernie_image(folder):
         mid_block_add_attention=False,
     )  # fmt: skip
     transformer = host("ernie_image.transformer").ErnieImageTransformer2DModel(
-        hidden_size=32, num_attention_heads=2, num_layers=2, ffn_hidden_size=32, text_in_dim=32, rope_axes_dim=(4, 6, 6)
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=2,
+        ffn_hidden_size=32,
+        text_in_dim=32,
+        rope_axes_dim=(4, 6, 6),
     )
-    save_parts(folder, transformer=randomise(transformer), vae=vae, text_encoder=encoder, tokenizer=tokenizer)
+    save_parts(
+        folder,
+        transformer=randomise(transformer),
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
 
 
 def nucleus_image(folder):
     processor, config = qwen3_vl(layers=8)
     transformer = diffusers.NucleusMoEImageTransformer2DModel(
-        patch_size=2, in_channels=64, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        patch_size=2, in_channels=64, out_channels=16, num_layers=2, attention_head_dim=16,
+        num_attention_heads=2,
         num_key_value_heads=1, joint_attention_dim=32, axes_dims_rope=(4, 6, 6), mlp_ratio=8.0,
-        dense_moe_strategy="leave_first_block_dense", num_experts=2, moe_intermediate_dim=32, capacity_factors=1.0,
+        dense_moe_strategy="leave_first_block_dense", num_experts=2, moe_intermediate_dim=32,
+        capacity_factors=1.0,
     )  # fmt: skip
     for name, parameter in transformer.named_parameters():
         if ".experts." in name:
             torch.nn.init.normal_(parameter, std=0.1)  # diffusers leaves them unset
     encoder = transformers.Qwen3VLForConditionalGeneration(config)
-    save_parts(folder, transformer=randomise(transformer), vae=qwen_vae(), text_encoder=encoder, processor=processor)
+    save_parts(
+        folder,
+        transformer=randomise(transformer),
+        vae=qwen_vae(),
+        text_encoder=encoder,
+        processor=processor,
+    )
 
 
 def klein(size, data="pictures"):
     return Tiny(
-        lambda folder: flux2_klein(folder, size), data=data, in_host=small_flux2_klein, rename=f"flux2_klein_{size.lower()}"
+        lambda folder: flux2_klein(folder, size),
+        data=data,
+        in_host=small_flux2_klein,
+        rename=f"flux2_klein_{size.lower()}",
     )
 
 
@@ -305,9 +405,13 @@ MODELS = {
     "hidream": Tiny(hidream_i1, **HIDREAM),
     "hidream_o1": Tiny(hidream_o1, slope=8.0, in_host=small_o1, opaque=True),
     "qwen_image_edit": Tiny(qwen_image_edit, data="controls"),
-    # the host encodes all of a batch's prompts with each picture's control: twice too many with two pictures
+    # the host encodes all of a batch's prompts with each picture's control: twice too many with two
+    # pictures
     "qwen_image_edit_plus": Tiny(
-        qwen_image_edit, {"model_kwargs": {"match_target_res": True}}, {"batch_size": 1}, data="controls"
+        qwen_image_edit,
+        {"model_kwargs": {"match_target_res": True}},
+        {"batch_size": 1},
+        data="controls",
     ),
     "flux2_klein_4b": klein("4B"),
     "flux2_klein_4b control": klein("4B", "controls"),
@@ -316,7 +420,9 @@ MODELS = {
     "hidream_e1": Tiny(hidream_e1, **HIDREAM, data="controls"),
     "anima": Tiny(anima, opaque=True),
     "krea2": Tiny(krea2, {"model_kwargs": KREA2}),
-    "krea2 edit": Tiny(krea2, {"model_kwargs": {**KREA2, "edit": True}}, data="controls", rename="krea2"),
+    "krea2 edit": Tiny(
+        krea2, {"model_kwargs": {**KREA2, "edit": True}}, data="controls", rename="krea2"
+    ),
     "ernie_image": Tiny(ernie_image),
     "nucleus_image": Tiny(nucleus_image),
 }

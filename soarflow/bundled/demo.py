@@ -1,4 +1,5 @@
-"""What `make quickstart` runs: the bundled model post-trained with SOAR and with plain SFT on one small clean set."""
+"""What `make quickstart` runs: the bundled model post-trained with SOAR and with plain SFT on one
+small clean set."""
 
 import json
 import platform
@@ -10,13 +11,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..cli import BUNDLED, describe
 from ..engine.families import load_family
 from ..engine.job import read_job
 from ..engine.sampling import grid
 from ..engine.training import train
-from .benchmark import Benchmark, benchmark, table
-from .scenes import CLEAN_NUMBER, write_clean_set
+from ..tinyscenes import BUNDLED
+from ..tinyscenes.scenes import CLEAN_NUMBER, write_clean_set
+from .scoring import Scores, score, table
 
 TRAINERS = {"SFT": "diffusion_trainer", "SOAR": "SOARTrainer"}
 
@@ -34,7 +35,9 @@ def job_document(name: str, kind: str, steps: int) -> dict:
                     "device": "cpu",
                     "network": {"type": "lora", "linear": 16, "linear_alpha": 16},
                     "save": {"dtype": "float16", "save_every": 1000},
-                    "datasets": [{"folder_path": "images", "caption_dropout_rate": 0.1, "resolution": [64]}],
+                    "datasets": [
+                        {"folder_path": "images", "caption_dropout_rate": 0.1, "resolution": [64]}
+                    ],
                     "train": {
                         "steps": steps,
                         "batch_size": 8,
@@ -46,7 +49,12 @@ def job_document(name: str, kind: str, steps: int) -> dict:
                         "disable_sampling": True,
                     },
                     "model": {"name_or_path": str(BUNDLED), "arch": "zimage"},
-                    "soar": {"num_steps": 30, "cfg_scale": 4.5, "correction_weight": 1, "num_aux_points": 4},
+                    "soar": {
+                        "num_steps": 30,
+                        "cfg_scale": 4.5,
+                        "correction_weight": 1,
+                        "num_aux_points": 4,
+                    },
                 }
             ],
         },
@@ -54,7 +62,8 @@ def job_document(name: str, kind: str, steps: int) -> dict:
 
 
 def demo(output: Path, steps: int, number: int) -> None:
-    """Writes the clean set and two job files, trains both, evaluates them and the base, and says what to try next."""
+    """Writes the clean set and two job files, trains both, evaluates them and the base, and says
+    what to try next."""
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     write_clean_set(output / "images")
@@ -64,10 +73,14 @@ def demo(output: Path, steps: int, number: int) -> None:
     seconds = {}
     for label, kind in TRAINERS.items():
         file = output / f"{label.lower()}.yaml"
-        file.write_text(yaml.safe_dump(job_document(f"tinyscenes_{label.lower()}", kind, steps), sort_keys=False))
+        file.write_text(
+            yaml.safe_dump(
+                job_document(f"tinyscenes_{label.lower()}", kind, steps), sort_keys=False
+            )
+        )
         job = read_job(file)
         shutil.rmtree(job.save_root, ignore_errors=True)  # a demo starts anew
-        print("\n" + describe(job), flush=True)
+        print("\n" + job.describe(), flush=True)
         began = time.perf_counter()
         outcome = train(job)
         if not outcome.finished:
@@ -75,29 +88,48 @@ def demo(output: Path, steps: int, number: int) -> None:
         loras[label] = outcome.weights
         seconds[label] = time.perf_counter() - began
 
-    results: dict[str, Benchmark] = {}
+    results: dict[str, Scores] = {}
     family = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
     for label, lora in loras.items():
         if lora is not None:
             family.pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
-        results[label] = benchmark(family, number)
+        results[label] = score(family, number)
         family.pipeline.unload_lora_weights()
 
-    print(f"\ncaptions drawn right, of {number} held-out ones (95 % interval), guidance 4.0, 20 steps:\n")
+    print(
+        f"\ncaptions drawn right, of {number} held-out ones (95 % interval), guidance 4.0, 20 "
+        "steps:\n"
+    )
     print(table(results))
     pictures = output / "comparison.png"
-    shown = [result.images[index] for result in results.values() for index in range(min(14, number))]
+    shown = [
+        result.images[index] for result in results.values() for index in range(min(14, number))
+    ]
     grid(shown, min(14, number), scale=2).save(pictures)
     record = {
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}",
         "steps": steps,
         "training_seconds": {label: round(value, 1) for label, value in seconds.items()},
-        "results": {label: {name: asdict(rate) for name, rate in each.rates.items()} for label, each in results.items()},
+        "results": {
+            label: {name: asdict(rate) for name, rate in each.rates.items()}
+            for label, each in results.items()
+        },
     }
     (output / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     total = time.perf_counter() - start
-    print(f"\ntraining took {', '.join(f'{label} {value:.0f} s' for label, value in seconds.items())}; all of it {total:.0f} s")
+    print(
+        "\ntraining took "
+        f"{', '.join(f'{label} {value:.0f} s' for label, value in seconds.items())}; all of it "
+        f"{total:.0f} s"
+    )
     print(f"pictures (rows: {', '.join(results)}): {pictures}")
     print(f"LoRAs: {', '.join(str(lora) for lora in loras.values() if lora)}")
-    print(f"next: soarflow sample 'a red circle above a blue square' --scale 4 --lora '{loras['SOAR']}'")
-    print(f"      or change 'soar:' and 'name:' in {output / 'soar.yaml'} and run: soarflow train '{output / 'soar.yaml'}'")
+    print(
+        "next: soarflow sample 'a red circle above a blue square' --scale 4 --lora "
+        f"'{loras['SOAR']}'"
+    )
+    print(
+        f"      or change 'soar:' and 'name:' in {output / 'soar.yaml'} and run: soarflow train "
+        f"'{output / 'soar.yaml'}'"
+    )

@@ -1,7 +1,8 @@
-"""What a step costs: SOAR at the default N = 4 against plain SFT, steps in turn, on the bundled model.
+"""What a step costs: SOAR at the default N = 4 against plain SFT, steps in turn, on the bundled
+model.
 
-`python benchmarks/engine.py` prints the ratios beside METHOD.md's count of forwards and writes benchmarks/results/engine.json.
-"""
+`python benchmarks/step_time.py` prints the ratios beside METHOD.md's count of forwards and writes
+benchmarks/results/step_time.json."""
 
 import argparse
 import json
@@ -16,9 +17,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from soarflow.bundled.demo import job_document
 from soarflow.engine.job import read_job
 from soarflow.engine.training import Run
-from soarflow.tinyscenes.demo import job_document
 from soarflow.tinyscenes.scenes import write_clean_set
 
 HERE = Path(__file__).parent
@@ -55,7 +56,9 @@ def saved_bytes(run: Run, step: int) -> int:
 
 
 def measure(folder: Path, steps: int, checkpointing: bool) -> dict:
-    runs = {kind: make_run(folder, kind, checkpointing) for kind in ("diffusion_trainer", "SOARTrainer")}
+    runs = {
+        kind: make_run(folder, kind, checkpointing) for kind in ("diffusion_trainer", "SOARTrainer")
+    }
     seconds: dict[str, list[float]] = {kind: [] for kind in runs}
     for step in range(steps + 2):
         for kind, run in runs.items():
@@ -82,15 +85,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_clean_set(Path(name) / "images")
         rows = [measure(Path(name), args.steps, checkpointing) for checkpointing in (False, True)]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
     record = {
         "date": date.today().isoformat(),
         "commit": commit,
-        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "setting": f"bundled model, LoRA rank 16, batch 8, float32, N = 4, cfg_scale 4.5, median of {args.steps} steps each",
+        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}",
+        "setting": "bundled model, LoRA rank 16, batch 8, float32, N = 4, cfg_scale 4.5, median "
+        f"of {args.steps} steps each",
         "rows": rows,
     }
-    (HERE / "results" / "engine.json").write_text(json.dumps(record, indent=1) + "\n")
+    (HERE / "results" / "step_time.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 
 

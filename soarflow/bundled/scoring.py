@@ -10,16 +10,17 @@ from PIL import Image
 
 from ..engine.families import Family
 from ..engine.sampling import sample
-from .captions import CATEGORIES, Caption, category_of, draw_captions
-from .evaluator import evaluate_image
-from .scenes import SIZE
+from ..tinyscenes.captions import CATEGORIES, Caption, category_of, draw_captions
+from ..tinyscenes.evaluator import evaluate_image
+from ..tinyscenes.scenes import SIZE
 
 CAPTION_SEED = 77
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Correct pictures of a number, the 95 % Wilson interval of the rate, and the mean graded score."""
+    """Correct pictures of a number, the 95 % Wilson interval of the rate, and the mean graded
+    score."""
 
     correct: int
     number: int
@@ -31,11 +32,13 @@ class Rate:
     def of(cls, verdicts: list) -> "Rate":
         correct, number = sum(verdict.correct for verdict in verdicts), len(verdicts)
         low, high = wilson(correct, number)
-        return cls(correct, number, low, high, float(np.mean([verdict.score for verdict in verdicts])))
+        return cls(
+            correct, number, low, high, float(np.mean([verdict.score for verdict in verdicts]))
+        )
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Scores:
     """Rates per category and overall, and the pictures they are read from."""
 
     settings: dict[str, Any]
@@ -45,7 +48,11 @@ class Benchmark:
 
     def to_json(self) -> str:
         return json.dumps(
-            {"settings": self.settings, "rates": {name: asdict(rate) for name, rate in self.rates.items()}}, indent=1
+            {
+                "settings": self.settings,
+                "rates": {name: asdict(rate) for name, rate in self.rates.items()},
+            },
+            indent=1,
         )
 
 
@@ -57,10 +64,17 @@ def wilson(correct: int, number: int, z: float = 1.96) -> tuple[float, float]:
     return max(center - half, 0.0), min(center + half, 1.0)
 
 
-def benchmark(
-    family: Family, number: int, *, guidance_scale: float = 4.0, steps: int = 20, seed: int = 42, progress: Any = None
-) -> Benchmark:
-    """Draws `number` held-out captions (the same for every model), samples them and reads the pictures."""
+def score(
+    family: Family,
+    number: int,
+    *,
+    guidance_scale: float = 4.0,
+    steps: int = 20,
+    seed: int = 42,
+    progress: Any = None,
+) -> Scores:
+    """Draws `number` held-out captions (the same for every model), samples them and reads the
+    pictures."""
     from tqdm import tqdm
 
     captions = draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
@@ -74,22 +88,40 @@ def benchmark(
         steps=steps,
         progress=progress or (lambda batches: tqdm(batches, desc="sampling", leave=False)),
     )
-    verdicts = [evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)]
+    verdicts = [
+        evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)
+    ]
     by_category: dict[str, list] = {category: [] for category in CATEGORIES}
     for caption, verdict in zip(captions, verdicts, strict=True):
         by_category[category_of(caption)].append(verdict)
-    rates = {category: Rate.of(found) for category, found in by_category.items() if found} | {"overall": Rate.of(verdicts)}
+    rates = {category: Rate.of(found) for category, found in by_category.items() if found} | {
+        "overall": Rate.of(verdicts)
+    }
     settings = {"number": number, "guidance_scale": guidance_scale, "steps": steps, "seed": seed}
-    return Benchmark(settings, rates, captions, images)
+    return Scores(settings, rates, captions, images)
 
 
-def table(results: dict[str, Benchmark]) -> str:
-    """A row per category, a column per model: percent correct with the interval; the graded score in the last row."""
+def table(results: dict[str, Scores]) -> str:
+    """A row per category, a column per model: percent correct with the interval; the graded score
+    in the last row."""
     names = list(results)
     rows = [["category", *names]]
     for category in next(iter(results.values())).rates:
         cells = [results[name].rates[category] for name in names]
-        rows.append([category, *(f"{cell.correct / cell.number:4.0%} [{cell.low:.0%}, {cell.high:.0%}]" for cell in cells)])
-    rows.append(["graded score", *(f"{results[name].rates['overall'].score:.3f}" for name in names)])
+        rows.append(
+            [
+                category,
+                *(
+                    f"{cell.correct / cell.number:4.0%} [{cell.low:.0%}, {cell.high:.0%}]"
+                    for cell in cells
+                ),
+            ]
+        )
+    rows.append(
+        ["graded score", *(f"{results[name].rates['overall'].score:.3f}" for name in names)]
+    )
     widths = [max(len(row[column]) for row in rows) for column in range(len(names) + 1)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,1 @@
+"""Programs on the bundled world: its pretraining, the score of a model on it, the demo."""
