@@ -19,14 +19,14 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from baselines import with_random_sign
 from quality import encode_held_out
+from study.objectives import AnotherError, RandomSign
 from torch import Tensor
 
-from soarflow import SOARConfig
+from soarflow import OffPath, SOARConfig, Step
 from soarflow.engine.families import load_family
-from soarflow.objective import Predict, TrainingPoint, another_error, base_point, roll_out
-from soarflow.path import clean_estimate, effective_noise, interpolate
+from soarflow.objective import Predict, base_point
+from soarflow.path import clean_estimate, effective_noise
 from soarflow.rollout import renoise
 from soarflow.tinyscenes import BUNDLED
 
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 SPREAD, SHARE = 0.1, 0.9
 LEVELS = (0.9, 0.7, 0.5, 0.3)
 BUNDLED_SCENES = 33
-CHANGES = {"shuffled": lambda error, _: another_error(error), "random sign": with_random_sign}
+ERRORS = ("another_error", "random_sign")
 
 
 def posterior_mean(z: Tensor, sigma: Tensor, share: float) -> Tensor:
@@ -51,27 +51,28 @@ def velocity_of(z: Tensor, sigma: Tensor, share: float) -> Tensor:
     return (z - posterior_mean(z, sigma, share)) / sigma[:, None]
 
 
-def reach(
-    base: TrainingPoint, v_cond: Tensor, x0: Tensor, config: SOARConfig, predict_uncond: Predict,
-    halfway: bool, arm: str,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(z_aux, sigma_aux) of a point, at sigma_next or half-way from there to 1; an arm may change
-    the step's error."""
-    z_off, sigma_next = roll_out(base, v_cond, x0, config, predict_uncond, generator)
-    on_path = interpolate(x0, base.noise, sigma_next)
-    error = z_off - on_path
-    if arm in CHANGES:
-        error = CHANGES[arm](error, generator)
-    elif (
-        arm == "guidance only"
-    ):  # what guidance adds to the step, and not where the sample's own x0 lies
-        error = z_off - roll_out(base, v_cond, x0, replace(config, cfg_scale=1.0))[0]
-    sigma_aux = sigma_next + (1 - sigma_next) / 2 if halfway else sigma_next
-    endpoint = (
-        base.noise if config.shared_noise else torch.randn(x0.shape, generator=generator).to(x0)
-    )
-    return renoise(on_path + error, sigma_next, sigma_aux, endpoint), sigma_aux
+class GuidanceOnly(Step):
+    """Carries what guidance adds to the step, and nothing of where the sample's own x0 lies."""
+
+    def roll_out(self, v_cond: Tensor, predict_uncond: Predict | None = None) -> OffPath:
+        off = super().roll_out(v_cond, predict_uncond)
+        unguided = replace(self, config=replace(self.config, cfg_scale=1.0))
+        return off.with_error(off.z - Step.roll_out(unguided, v_cond).z)
+
+
+KINDS = {
+    "soar": Step, "another_error": AnotherError, "random_sign": RandomSign,
+    "guidance_only": GuidanceOnly,
+}  # fmt: skip
+
+
+def reach(step: Step, off: OffPath, halfway: bool) -> tuple[Tensor, Tensor]:
+    """(z_aux, sigma_aux) of a point, at sigma_next or half-way from there to 1."""
+    sigma_aux = off.sigma + (1 - off.sigma) / 2 if halfway else off.sigma
+    noise = step.base.noise
+    if not step.config.shared_noise:
+        noise = torch.randn(noise.shape, generator=step.generator).to(noise)
+    return renoise(off.z, off.sigma, sigma_aux, noise), sigma_aux
 
 
 def measure(
@@ -95,10 +96,10 @@ def measure(
     def predict_uncond(z: Tensor, sigma: Tensor) -> Tensor:
         return velocity_of(z, sigma, 0.5)
 
-    z_aux, sigma_aux = reach(base, v_cond, x0, config, predict_uncond, halfway, arm, generator)
-    target = z_aux - sigma_aux[:, None] * (
-        effective_noise(z_aux, sigma_aux, x0) - x0
-    )  # x0 again, as the loss has it
+    step = KINDS[arm](x0, base, config, generator=generator)
+    z_aux, sigma_aux = reach(step, step.roll_out(v_cond, predict_uncond), halfway)
+    # x0 again, as the loss has it
+    target = z_aux - sigma_aux[:, None] * (effective_noise(z_aux, sigma_aux, x0) - x0)
     mean = posterior_mean(z_aux, sigma_aux, share)
     slope = ((target - target.mean()) * (mean - mean.mean())).mean() / mean.var(correction=0)
     return {"slope": round(slope.item(), 3), "shift": round((target - mean).mean().item(), 4)}
@@ -127,16 +128,9 @@ def measure_bundled(number: int, seed: int) -> list[dict]:
         for level, (base, v_cond) in zip(LEVELS, bases, strict=True):
             generator = torch.Generator().manual_seed(seed)
             unguided = uncond[level]
-            z_aux, sigma_aux = reach(
-                base,
-                v_cond,
-                x0,
-                SOARConfig(**options),
-                lambda z, sigma, v=unguided: v,
-                halfway,
-                arm,
-                generator,
-            )
+            step = KINDS[arm](x0, base, SOARConfig(**options), generator=generator)
+            off = step.roll_out(v_cond, lambda z, sigma, v=unguided: v)
+            z_aux, sigma_aux = reach(step, off, halfway)
             mean = clean_estimate(z_aux, sigma_aux, family.predict(z_aux, sigma_aux, cond))
             target, mean = x0 - x0.mean(0), mean - mean.mean(0)
             cells[str(level)] = round(((target * mean).mean() / mean.square().mean()).item(), 3)
@@ -158,7 +152,7 @@ def bundled_settings() -> list[dict]:
         *({"rollout": rollout, "cfg_scale": 1.0, "halfway": half}
           for rollout, half in itertools.product(("sde", "flow_sde", "cps", "simple"), where)),
         *({"arm": arm, "num_steps": steps, "cfg_scale": scale, "halfway": half}
-          for arm, steps, scale, half in itertools.product(CHANGES, (30, 4), (1.0, 4.5), where)),
+          for arm, steps, scale, half in itertools.product(ERRORS, (30, 4), (1.0, 4.5), where)),
     ]  # fmt: skip
 
 
@@ -189,15 +183,15 @@ def settings() -> dict[str, list[dict]]:
             {"rollout": "none", "halfway": halfway} for halfway in (False, True)
         ],
         "the error of another sample": [
-            {"arm": "shuffled", "cfg_scale": scale, "halfway": halfway}
+            {"arm": "another_error", "cfg_scale": scale, "halfway": halfway}
             for scale, halfway in itertools.product((1.0, 2.5, 4.5), (False, True))
         ],
         "the error with a random sign": [
-            {"arm": "random sign", "cfg_scale": scale, "halfway": halfway}
+            {"arm": "random_sign", "cfg_scale": scale, "halfway": halfway}
             for scale, halfway in itertools.product((1.0, 4.5), (False, True))
         ],
         "the guidance's displacement alone": [
-            {"arm": "guidance only", "cfg_scale": scale, "halfway": halfway}
+            {"arm": "guidance_only", "cfg_scale": scale, "halfway": halfway}
             for scale, halfway in itertools.product((2.5, 4.5), (False, True))
         ],
     }  # fmt: skip

@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from soarflow import SOARConfig, soar_backward
-from soarflow.objective import base_point, correction_point, squared_error
-from soarflow.path import velocity
-from soarflow.rollout import guide, next_level, ode_step
+from soarflow.objective import OffPath, Step, base_point, squared_error
+from soarflow.path import interpolate, next_level, velocity
+from soarflow.rollout import guide, ode_step
 from soarflow.tinyscenes import BUNDLED
 
 HERE = Path(__file__).parent
@@ -159,8 +159,10 @@ def published_step(
     sigma_next = next_level(sigma, config.num_steps)
     z_off = ode_step(base.z, sigma, sigma_next, v).detach()
     del v
+    step = Step(x0, base, config)
+    off = OffPath(z_off, sigma_next, interpolate(x0, noise, sigma_next))
     for _ in range(config.num_corrections):
-        point = correction_point(z_off, sigma_next, x0, noise, config)
+        point = step.place(off)
         total = (
             total
             + config.correction_weight

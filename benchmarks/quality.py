@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from baselines import random_sign, reflexflow, scheduled_sampling
 from PIL import Image
 from scipy import linalg, ndimage
+from study.objectives import OBJECTIVES
 from torch import Tensor
 
 from soarflow.bundled.demo import job_document
@@ -43,7 +43,6 @@ from soarflow.engine.families import Family, Features, load_family
 from soarflow.engine.job import Job, read_job
 from soarflow.engine.sampling import grid, sample
 from soarflow.engine.training import Run, train
-from soarflow.objective import soar_backward
 from soarflow.probe import exposure_bias
 from soarflow.tinyscenes import BUNDLED
 from soarflow.tinyscenes.captions import CATEGORIES, Caption, draw_captions
@@ -51,12 +50,6 @@ from soarflow.tinyscenes.evaluator import evaluate_image
 from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render, write_clean_set
 
 HERE = Path(__file__).parent
-OBJECTIVES = {
-    "soar": soar_backward,
-    "scheduled_sampling": scheduled_sampling,
-    "reflexflow": reflexflow,
-    "random_sign": random_sign,
-}
 SAMPLINGS = {
     "main": [(2.5, 30), (2.5, 8), (4.5, 8), (1.0, 8)],
     "thirty": [(4.5, 30), (1.0, 30)],
@@ -112,13 +105,14 @@ def cells() -> Iterator[Cell]:
     """The study, the most telling cells first."""
     soar = {"num_steps": 30, "cfg_scale": 4.5, "correction_weight": 1, "num_aux_points": 4}
     off, levels = {**soar, "correction_weight": 0}, {**soar, "rollout": "none"}
+    # where the objective pulls most towards the mean
     hard = {
         **soar,
         "num_steps": 4,
         "cfg_scale": 1,
-    }  # where the objective pulls most towards the mean
+    }
     budget = round(STEPS * 16 / 3)  # what SOAR at N = 4 computes, in steps of SFT
-    baselines = ("scheduled_sampling", "reflexflow")  # 7 forwards a step, SFT has 3
+    baselines = ("scheduled_sampling", "bias_weighted")  # 7 forwards a step, SFT has 3
 
     def arms(seed: int, group: str) -> Iterator[Cell]:
         make = partial(Cell, seed=seed, group=group)
@@ -130,9 +124,9 @@ def cells() -> Iterator[Cell]:
     def more_arms(seed: int, group: str) -> Iterator[Cell]:
         make = partial(Cell, seed=seed, group=group)
         yield make("SFT N levels", soar=levels, steps=round(budget / 5))
-        yield make("shuffled_error", soar={**soar, "step_error": "another"})
+        yield make("another_error", objective="another_error", soar=soar)
         for objective in baselines:
-            yield make(objective, objective=objective, soar=soar)
+            yield make(objective, objective=objective, soar={**soar, "num_aux_points": 1})
 
     def main(seed: int) -> Iterator[Cell]:
         yield from arms(seed, "main")
@@ -144,7 +138,7 @@ def cells() -> Iterator[Cell]:
         make = partial(Cell, seed=seed, group="full", steps=budget)
         yield make("SOAR", soar=soar)
         yield make("SFT N levels", soar=levels)
-        yield make("shuffled_error", soar={**hard, "step_error": "another"})
+        yield make("another_error", objective="another_error", soar=hard)
         yield make("SFT", soar=off, steps=round(budget * 16 / 3))
         yield from arms(seed, "full")
 
@@ -152,7 +146,7 @@ def cells() -> Iterator[Cell]:
         """Large steps without guidance: the pull towards the mean, and what may undo it."""
         yield Cell("SOAR", seed, soar=hard, group="pull")
         yield Cell("SFT N levels", seed, soar={**hard, "rollout": "none"}, group="pull")
-        yield Cell("shuffled_error", seed, soar={**hard, "step_error": "another"}, group="pull")
+        yield Cell("another_error", seed, objective="another_error", soar=hard, group="pull")
         yield Cell("random_sign", seed, objective="random_sign", soar=hard, group="pull")
 
     def sweep(seed: int) -> Iterator[Cell]:
@@ -162,7 +156,13 @@ def cells() -> Iterator[Cell]:
 
     def longer_baselines(seed: int) -> Iterator[Cell]:
         for objective in baselines:
-            yield Cell(objective, seed, objective=objective, soar=soar, steps=round(budget * 3 / 7))
+            yield Cell(
+                objective,
+                seed,
+                objective=objective,
+                soar={**soar, "num_aux_points": 1},
+                steps=round(budget * 3 / 7),
+            )
 
     yield Cell("base", 0, steps=0, soar=off)
     three, five = range(3), range(5)

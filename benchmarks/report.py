@@ -19,11 +19,11 @@ Key = tuple[str, str, int]
 
 GROUPS = {"main": "LoRA", "thirty": "LoRA", "full": "full fine-tune"}
 NAMES = {
-    "shuffled_error": "SOAR with step_error: another",
+    "another_error": "SOAR with another sample's error",
     "random_sign": "SOAR with a random sign",
     "SFT N levels": "SFT, N levels",
     "scheduled_sampling": "scheduled sampling",
-    "reflexflow": "ReflexFlow",
+    "bias_weighted": "scheduled sampling, weighted by bias",
 }
 DEFAULTS = vars(SOARConfig())
 CONTROLS: dict[str, Callable[["Study", "Key", "Key"], bool]] = {
@@ -42,8 +42,6 @@ VERDICTS = {"correct": "captions right", "score": "graded score"}
 """What each caption's picture is judged by."""
 WHOLE = ("frechet", "sharpness", "variety", "exposure bias")
 """What a model's pictures are measured by, all together."""
-ONE_POINT = ("scheduled_sampling", "reflexflow")
-"""Arms with one point off the path whatever N: they cost what SOAR costs at N = 1."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +151,11 @@ class Study:
     def compute(self, key: Key) -> int:
         """What the arm's training computed, in steps of plain SFT."""
         config = dict(self.cells[key][0]["cell"]["soar"])
-        if key[1] in ONE_POINT:
-            config["num_aux_points"] = 1
         return round(key[2] * SOARConfig(**config).cost())
 
     def arms(self, group: str) -> list[Key]:
         """A group's arms: the base, plain SFT, SOAR, then the others, each by training steps."""
-        order = ["base", "SFT", "SOAR", "shuffled_error", "SFT N levels"]
+        order = ["base", "SFT", "SOAR", "another_error", "SFT N levels"]
         keys = [key for key in self.cells if key[0] == group or not key[2]]
         return sorted(
             keys,
@@ -346,7 +342,7 @@ def controlled(study: Study) -> list[Comparison]:
         for key, other, sampling in itertools.product(
             arms, arms, study.samplings(group) if arms[1:] else ()
         ):
-            if key[1] not in ("SOAR", "shuffled_error") or not other[2]:
+            if key[1] not in ("SOAR", "another_error") or not other[2]:
                 continue
             for name, holds in CONTROLS.items():
                 if holds(study, key, other):
@@ -358,7 +354,7 @@ def controlled(study: Study) -> list[Comparison]:
 
 def _counts(comparisons: list[Comparison]) -> list[str]:
     lines = []
-    for arm in ("SOAR", "shuffled_error"):
+    for arm in ("SOAR", "another_error"):
         counts = []
         for name in CONTROLS:
             verdicts = [
@@ -583,8 +579,8 @@ def _pull(study: Study) -> list[str]:
         "`num_steps: 4`, `cfg_scale: 1`. "
         "Against the same number of ordinary points;\n`docs/contraction.md` has the theory.",
         table(header, rows),
-        "Rows: base, SOAR, N levels, SOAR with step_error: another, with a random sign; the same "
-        "captions and noise, 8 steps\n"
+        "Rows: base, SOAR, N levels, SOAR with another sample's error, with a random sign; the "
+        "same captions and noise, 8 steps\n"
         "without guidance.\n\n![Pictures of the arms](results/pull.png)",
     ]
 

@@ -2,7 +2,10 @@
 imports torch alone."""
 
 from .config import ConfigError, SOARConfig
-from .objective import SOARResult, TrainingPoint, soar_backward, soar_loss
+from .objective import OffPath, SOARResult, Step, TrainingPoint, soar_backward, soar_loss
 
-__all__ = ["ConfigError", "SOARConfig", "SOARResult", "TrainingPoint", "soar_backward", "soar_loss"]
+__all__ = [
+    "ConfigError", "OffPath", "SOARConfig", "SOARResult", "Step", "TrainingPoint", "soar_backward",
+    "soar_loss",
+]  # fmt: skip
 __version__ = "0.1.0"

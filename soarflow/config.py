@@ -9,7 +9,6 @@ from typing import Any
 from .rollout import STOCHASTIC
 
 ROLLOUTS = ("ode", "none", *STOCHASTIC)
-STEP_ERRORS = ("own", "another")
 STEP_SPACES = ("sigma", "schedule")
 _PEERS_SPELLINGS = {
     "lambda_aux": "correction_weight",
@@ -47,9 +46,6 @@ class SOARConfig:
     add noise to the step."""
     rollout_noise: float | None = None
     """Strength of the noise of a stochastic rollout; 0.7 unless given."""
-    step_error: str = "own"
-    """Whose error leads a state off the path: `own` is the paper's; `another`, that of the next
-    sample in the batch, takes the objective's pull towards the mean away (docs/contraction.md)."""
     step_space: str = "sigma"
     """What 1/K is measured in: `sigma`, or `schedule`, one step of the model's own K-step inference
     schedule."""
@@ -72,9 +68,6 @@ class SOARConfig:
             "sigma_min", "a number between 0 and 1, both excluded", lambda value: 0 < value < 1
         )
         self._choice("rollout", ROLLOUTS)
-        self._choice("step_error", STEP_ERRORS)
-        if self.rollout == "none" and self.step_error != "own":
-            self._fail("step_error", "own with rollout: none, whose states have no error")
         self._choice("step_space", STEP_SPACES)
         if not isinstance(self.shared_noise, bool):
             self._fail("shared_noise", "true or false")
@@ -129,15 +122,6 @@ class SOARConfig:
         """`rollout_noise`, or its default."""
         return 0.7 if self.rollout_noise is None else self.rollout_noise
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Refuses `step_error: another` where a batch holds no other sample. Raises ConfigError."""
-        if self.step_error == "another" and batch_size < 2:
-            raise ConfigError(
-                f"soar.step_error must be own with train.batch_size: {batch_size}, whose batches "
-                "hold no other sample, "
-                f"got {self.step_error!r}. Set batch_size to 2 or more, or leave step_error out."
-            )
-
     def at_step(self, step: int) -> "SOARConfig":
         """The settings in force at a training step, counted from 0: plain SFT outside `start_step`
         and `every`."""
@@ -160,14 +144,10 @@ class SOARConfig:
         plain SFT's."""
         if self.num_corrections == 0:
             return "SOAR off: plain SFT, at its cost"
-        rollout = self.rollout + (
-            " with the error of another sample" if self.step_error == "another" else ""
-        )
         return (
-            f"SOAR: num_steps {self.num_steps}, cfg_scale {self.cfg_scale:g}, correction_weight "
-            f"{self.correction_weight:g}, "
-            f"num_aux_points {self.num_aux_points}, rollout {rollout}; the base loss weighs "
-            f"{self.base_weight:.3f}; "
+            f"SOAR: num_steps {self.num_steps}, cfg_scale {self.cfg_scale:g}, "
+            f"correction_weight {self.correction_weight:g}, num_aux_points {self.num_aux_points}, "
+            f"rollout {self.rollout}; the base loss weighs {self.base_weight:.3f}; "
             f"compute per step {self.cost(checkpointing):.2f} x plain SFT's"
         )
 

@@ -1,4 +1,4 @@
-"""The straight path between data and noise: METHOD.md's conventions, stated once.
+"""The straight path between data and noise: the method's conventions, stated once (docs/method.md).
 
 `x0` is a clean latent, `noise` its Gaussian endpoint, `sigma` in [0, 1] the level: 0 is clean, 1 is
 pure noise. States are of any rank, (B, ...), levels are (B,). All arithmetic is in float32 or
@@ -41,35 +41,49 @@ def clean_estimate(z: Tensor, sigma: Tensor, v: Tensor) -> Tensor:
 def effective_noise(z: Tensor, sigma: Tensor, x0: Tensor) -> Tensor:
     """The noise under which a state `z` at level `sigma` > 0 is an ordinary training state of `x0`:
 
-    noise_eff = (z - (1 - sigma) * x0) / sigma, so that z = (1 - sigma) * x0 + sigma * noise_eff and
-    the velocity target noise_eff - x0 = (z - x0) / sigma leads from z exactly to x0."""
+    noise_eff = (z - (1 - sigma) * x0) / sigma, so that z = (1 - sigma) * x0 + sigma * noise_eff,
+    and the velocity target noise_eff - x0 = (z - x0) / sigma leads from z exactly to x0."""
     level = expand(sigma, z)
     return (widen(z) - (1 - level) * widen(x0)) / level
 
 
+def next_level(sigma: Tensor, num_steps: int, shift: float = 1.0) -> Tensor:
+    """The level one step nearer to the clean end, clamped at 0; (B,) to (B,).
+
+    With shift 1 the step is 1/num_steps in sigma. Otherwise it is one step of a num_steps-step
+    inference schedule whose levels are sigma = shift * u / (1 + (shift - 1) * u) with u uniform:
+    1/num_steps is then measured in u.
+    """
+    sigma = widen(sigma)
+    u = sigma / (shift - (shift - 1) * sigma)
+    u_next = (u - 1 / num_steps).clamp(min=0)
+    return shift * u_next / (1 + (shift - 1) * u_next)
+
+
 @dataclass(frozen=True)
 class Levels:
-    """The levels that a host can train at: from `lowest` to `highest`, and of these only the ones
-    that `snap` returns.
+    """The levels that a host can train at: from `lowest` to `highest`, and only what `snap`
+    returns.
 
     `snap` maps levels (B,) to the nearest usable ones, inside the range; None where every level is
-    usable."""
+    usable. `shift` is the shift of the model's inference schedule.
+    """
 
     lowest: float = 0.0
     highest: float = 1.0
     snap: Callable[[Tensor], Tensor] | None = None
+    shift: float = 1.0
 
-    def cut(self, sigma_next: Tensor, sigma: Tensor) -> Tensor:
-        """Where a step down from `sigma` ends that must not leave the range; never above
-        `sigma`."""
+    def below(self, sigma: Tensor, num_steps: int, on_schedule: bool) -> Tensor:
+        """One step down from `sigma`, in sigma or on the inference schedule; it ends in the
+        range."""
+        sigma_next = next_level(sigma, num_steps, self.shift if on_schedule else 1.0)
         return (
-            torch.maximum(sigma_next, sigma.clamp(max=self.lowest))
-            if self.lowest > 0
-            else sigma_next
+            torch.maximum(sigma_next, sigma.clamp(max=self.lowest)) if self.lowest else sigma_next
         )
 
-    def place(self, u: Tensor, lowest: Tensor) -> Tensor:
-        """Levels from u in [0, 1), spread evenly from `lowest` (B,) to the highest, and snapped."""
+    def above(self, lowest: Tensor, u: Tensor) -> Tensor:
+        """Levels from `lowest` (B,) to the highest, spread evenly by u in [0, 1), and snapped."""
         lowest = lowest.clamp(max=self.highest)
         sigma = lowest + (self.highest - lowest) * u
         return sigma if self.snap is None else self.snap(sigma)

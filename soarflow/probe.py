@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .objective import Predict
-from .path import clean_estimate, interpolate
-from .rollout import guide, next_level, ode_step
+from .path import clean_estimate, interpolate, next_level
+from .rollout import guide, ode_step
 
 
 @dataclass(frozen=True)

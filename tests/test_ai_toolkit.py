@@ -370,9 +370,8 @@ def test_an_expert_is_trained_at_its_own_levels(index, low, high):
     trainer.hook_train_loop([batch])
     drawn = torch.stack([timesteps for _, timesteps, *_ in trainer.calls[1:]])  # (20, B)
     assert (drawn > low).all() and (drawn <= high).all()
-    lowest = (batch.timesteps - 250).clamp(
-        min=low
-    )  # a step of 1/4, cut where the other expert begins
+    # a step of 1/4, cut where the other expert begins
+    lowest = (batch.timesteps - 250).clamp(min=low)
     assert (drawn.amin(0) >= lowest).all() and (
         drawn.amin(0) - lowest < 0.3 * (high - lowest)
     ).all()
@@ -445,9 +444,8 @@ def test_each_point_has_its_own_sound_against_the_batchs_unchanged_target():
     trainer.hook_train_loop([batch])
     predictions, targets = zip(*trainer.heard, strict=True)
     assert targets == (0.5,) * 4 and len(set(predictions)) == 4
-    assert (
-        batch.audio_target == 1.5 and batch.audio_pred.item() == predictions[0]
-    )  # as the base loss left it
+    # as the base loss left it
+    assert batch.audio_target == 1.5 and batch.audio_pred.item() == predictions[0]
 
 
 WAITS = ("item", "tolist", "__bool__", "__float__", "cpu", "numpy")
@@ -474,9 +472,8 @@ def test_a_step_waits_for_the_device_once_whatever_the_number_of_points(waits, n
     wait more often."""
     ours, hosts = make(Trainer, {"num_aux_points": number}), make(StandIn)
     for trainer in (ours, hosts):
-        trainer.accelerator.backward = (
-            torch.Tensor.backward
-        )  # the stand-in's counts by reading each loss
+        # the stand-in's counts by reading each loss
+        trainer.accelerator.backward = torch.Tensor.backward
     for _ in range(3):
         ours.hook_train_loop([make_batch()])
     counts = []
@@ -493,24 +490,14 @@ def test_a_step_with_a_loss_that_is_not_finite_trains_nothing(capsys):
 
     def target(**kwargs):
         judged.append(None)
-        return judge(**kwargs) * (
-            torch.nan if len(judged) == 5 else 1
-        )  # two to read the slope, the base, the first point
+        # two to read the slope, the base, the first point
+        return judge(**kwargs) * (torch.nan if len(judged) == 5 else 1)
 
     trainer.sd.get_loss_target = target
     trainer.optimizer = torch.optim.SGD(trainer.net.parameters(), lr=0.1)
     losses = trainer.hook_train_loop([make_batch()])
     assert losses["uncorrected_batches"] == 1 and "not finite" in capsys.readouterr().out
     assert gradients(trainer) == [None, None]
-
-
-def test_the_error_of_another_sample_needs_a_batch_that_holds_one():
-    losses = make(Trainer, {"step_error": "another"}).hook_train_loop([make_batch()])
-    assert losses["step_size"] > 0
-    with pytest.raises(
-        ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"
-    ):
-        make(Trainer, {"step_error": "another"}, batch_size=1)
 
 
 def test_bad_settings_and_several_processes_are_refused():

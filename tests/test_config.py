@@ -47,7 +47,6 @@ def test_the_defaults_are_the_methods():
         ("sigma_min", 1.0, "a number between 0 and 1, both excluded, got 1.0"),
         ("rollout", "odes", "one of ode, none, sde, flow_sde, cps, simple, got 'odes'"),
         ("rollout", ["ode"], "one of ode"),
-        ("step_error", "other", "one of own, another, got 'other'"),
         ("step_space", "time", "one of sigma, schedule, got 'time'"),
         ("shared_noise", 1, "true or false, got 1. true is the default."),
         ("points_per_pass", 0, "an integer from 1 to 4"),
@@ -61,18 +60,6 @@ def test_a_bad_value_is_named_with_its_rule(key, value, rule):
     with pytest.raises(ConfigError) as caught:
         SOARConfig.from_dict({key: value})
     assert str(caught.value).startswith(f"soar.{key} must be {rule}")
-
-
-def test_another_samples_error_needs_an_error_and_another_sample():
-    with pytest.raises(ConfigError, match=r"soar\.step_error must be own with rollout: none"):
-        SOARConfig(step_error="another", rollout="none")
-    with pytest.raises(
-        ConfigError,
-        match=r"soar\.step_error must be own with train\.batch_size: 1, .* Set batch_size to 2",
-    ):
-        SOARConfig(step_error="another").check_batch_size(1)
-    SOARConfig(step_error="another").check_batch_size(2)
-    SOARConfig().check_batch_size(1)
 
 
 @pytest.mark.parametrize(("rollout", "noise"), [("cps", 1.1), ("sde", -1), ("sde", "0.5")])

@@ -160,7 +160,6 @@ def test_checkpointing_changes_nothing(run):
         {"soar": {"start_step": 2}},
         {"soar": {"every": 2}},
         {"soar": {"step_space": "schedule"}},
-        {"soar": {"step_error": "another"}},
     ],
     ids=str,
 )

@@ -141,16 +141,6 @@ def test_a_learning_rate_that_yaml_reads_as_text(document, write_job):
     assert read_job(write_job(document)).train.lr == 1e-4
 
 
-def test_the_error_of_another_sample_needs_a_batch_that_holds_one(document, write_job):
-    change(document, ("soar", "step_error"), "another")
-    read_job(write_job(document))
-    change(document, ("train", "batch_size"), 1)
-    with pytest.raises(
-        ConfigError, match=r"soar\.step_error must be own with train\.batch_size: 1"
-    ):
-        read_job(write_job(document))
-
-
 def test_keys_of_the_host_that_change_nothing_are_taken(document, write_job):
     process = document["config"]["process"][0]
     process["performance_log_every"] = 10

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from soarflow import SOARConfig, soar_backward, soar_loss
-from soarflow.objective import base_point, correction_point, roll_out, squared_error
+from soarflow import OffPath, SOARConfig, Step, TrainingPoint, soar_backward, soar_loss
+from soarflow.objective import base_point, squared_error
 from soarflow.path import Levels, expand, interpolate, velocity
 
 RUNS = {"loss": soar_loss, "backward": soar_backward}
@@ -192,16 +192,9 @@ def test_the_correction_is_the_steps_error_scaled(level):
     sigma = torch.full((5,), 0.3, dtype=torch.float64)
     v_cond, v_uncond = draw(seed=3)[:2]
     config = SOARConfig(num_steps=10, cfg_scale=3.0)
-    base = base_point(x0, noise, sigma, config)
-    z_off, sigma_next = roll_out(base, v_cond, x0, config, lambda z, s: v_uncond)
-    point = correction_point(
-        z_off,
-        sigma_next,
-        x0,
-        noise,
-        config,
-        levels=Levels(snap=lambda s: torch.full_like(s, level)),
-    )
+    levels = Levels(snap=lambda s: torch.full_like(s, level))
+    step = Step(x0, base_point(x0, noise, sigma, config), config, levels)
+    point = step.place(step.roll_out(v_cond, lambda z, s: v_uncond))
     a = (level - 0.2) / 0.8
     error = -0.1 * (v_uncond + 3 * (v_cond - v_uncond) - (noise - x0))
     assert_close(
@@ -215,20 +208,20 @@ def test_the_correction_is_the_steps_error_scaled(level):
 
 def test_the_correction_vanishes_at_pure_noise():
     x0, noise, sigma = draw()
-    point = correction_point(
-        x0 * 3, sigma * 0.5, x0, noise, SOARConfig(), levels=Levels(snap=torch.ones_like)
-    )
+    config = SOARConfig()
+    step = Step(x0, base_point(x0, noise, sigma, config), config, Levels(snap=torch.ones_like))
+    point = step.place(OffPath(x0 * 3, sigma * 0.5, x0))
     assert_close(point.noise, noise)
     assert_close(point.z, noise)
 
 
 def test_levels_are_uniform_from_the_floor_to_one():
     x0 = torch.zeros(200_000, 1, dtype=torch.float64)
+    config = SOARConfig(sigma_min=0.1)
     for sigma_next, low in ((0.4, 0.4), (0.0, 0.1)):
         nexts = torch.full((len(x0),), sigma_next, dtype=torch.float64)
-        levels = correction_point(
-            x0, nexts, x0, x0, SOARConfig(sigma_min=0.1), torch.Generator().manual_seed(0)
-        ).sigma
+        base, generator = base_point(x0, x0, nexts, config), torch.Generator().manual_seed(0)
+        levels = Step(x0, base, config, generator=generator).place(OffPath(x0, nexts, x0)).sigma
         assert low <= levels.min() < low + 1e-4 and 1 - 1e-4 < levels.max() <= 1
         assert abs(levels.mean().item() - (1 + low) / 2) < 5 * (1 - low) / math.sqrt(12 * len(x0))
 
@@ -248,11 +241,10 @@ def test_a_snapped_level_is_the_level_that_the_state_has():
     assert torch.equal(base[0], rolled[0])
     config, plain = SOARConfig(), Field()
     point = base_point(*data, config)
-    z_off, lower = roll_out(
-        point, plain.predict(1.0)(point.z, point.sigma), x0, config, plain.predict(0.0)
-    )
-    a = (level - lower) / (1 - lower)
-    assert_close(z, (1 - expand(a, z)) * z_off + expand(a, z) * noise)
+    v_cond = plain.predict(1.0)(point.z, point.sigma)
+    off = Step(x0, point, config).roll_out(v_cond, plain.predict(0.0))
+    a = (level - off.sigma) / (1 - off.sigma)
+    assert_close(z, (1 - expand(a, z)) * off.z + expand(a, z) * noise)
 
 
 def test_no_gradient_flows_through_the_rollout():
@@ -283,7 +275,6 @@ OPTIONS = [
     {"rollout": "cps"},
     {"rollout": "simple"},
     {"rollout": "sde", "rollout_noise": 0.2},
-    {"step_error": "another"},
     {"step_space": "schedule"},
     {"shared_noise": False},
 ]
@@ -312,29 +303,26 @@ def test_the_control_without_rollout_trains_on_the_trajectory():
         assert_close(z, interpolate(x0, noise, sigma))
 
 
-def test_the_error_of_another_sample_is_carried_by_the_points():
+class Doubled(Step):
+    """Carries twice the error, and places each point where the rollout led."""
+
+    def carry(self, off):
+        return off.with_error(2 * (off.z - off.on_path))
+
+    def place(self, off):
+        return TrainingPoint(off.z, off.sigma, self.base.noise, self.config.base_weight)
+
+
+def test_another_objective_is_a_step_that_carries_or_places_otherwise():
     x0, noise, sigma = draw()
-    config = SOARConfig(step_error="another", cfg_scale=2.0)
-    _, _, field = run(config)
-    own = run(SOARConfig(cfg_scale=2.0))[2]
-    for (z, level, *_), (z_own, level_own, *_) in zip(field.seen[2:], own.seen[2:], strict=True):
-        assert_close(level, level_own)
-        sigma_next = (sigma - 1 / 30).clamp(min=0)
-        kept = ((1 - level) / (1 - sigma_next))[
-            :, None
-        ]  # 1 - a: what re-noising leaves of the error
-        on_path = interpolate(x0, noise, level)
-        assert_close(
-            (z - on_path) / kept, ((z_own - on_path) / kept).roll(1, 0), rtol=1e-6, atol=1e-9
-        )
-
-
-def test_a_sample_alone_in_its_batch_has_no_other_error_and_stays_on_the_path():
-    data = tuple(each[:1] for each in draw())
-    alone, _, _ = run(SOARConfig(step_error="another"), data=data)
-    ordinary, _, _ = run(SOARConfig(rollout="none"), data=data)
-    assert alone.step_size == 0
-    assert_close(alone.total, ordinary.total)
+    config = SOARConfig(num_aux_points=1, cfg_scale=1)
+    result, _, field = run(config, kind=Doubled)
+    base = base_point(x0, noise, sigma, config)
+    off = Step(x0, base, config).roll_out(field.predict(1.0)(base.z, sigma).detach())
+    z, level, *_ = field.seen[1]
+    assert_close(level, off.sigma)
+    assert_close(z, off.on_path + 2 * (off.z - off.on_path))
+    assert_close(result.step_size, 2 * (off.z - off.on_path).square().mean().sqrt())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

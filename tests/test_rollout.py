@@ -2,13 +2,14 @@
 steps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from soarflow.path import interpolate, velocity
-from soarflow.rollout import STOCHASTIC, guide, next_level, ode_step, renoise, stochastic_step
+from soarflow.path import interpolate, next_level, velocity
+from soarflow.rollout import ROLLOUTS, STOCHASTIC, Jump, guide, ode_step, renoise
 
 
 def tensor(*values):
@@ -62,9 +63,8 @@ def test_without_strength_a_stochastic_step_is_the_euler_step(kind):
     z, v = torch.randn(2, 3, 4, dtype=torch.float64)
     sigma = tensor(1.0, 0.5, 0.2)
     sigma_next = next_level(sigma, 10)
-    assert_close(
-        stochastic_step(kind, z, sigma, sigma_next, v, 0.0, None), ode_step(z, sigma, sigma_next, v)
-    )
+    jump = Jump(z, sigma, sigma_next, v, on_path=z, strength=0.0)
+    assert_close(ROLLOUTS[kind](jump), ode_step(z, sigma, sigma_next, v))
 
 
 @pytest.mark.parametrize("kind", STOCHASTIC)
@@ -84,9 +84,9 @@ def test_mean_and_spread_of_a_stochastic_step(kind, level):
     sigma = torch.full((1,), level, dtype=torch.float64)
     state, velocity_ = (torch.full((1, number), value, dtype=torch.float64) for value in (z, v))
     generator = torch.Generator().manual_seed(3)
-    draws = stochastic_step(
-        kind, state, sigma, next_level(sigma, steps), velocity_, strength, generator
-    )
+    sigma_next = next_level(sigma, steps)
+    jump = Jump(state, sigma, sigma_next, velocity_, state, strength, generator)
+    draws = ROLLOUTS[kind](jump)
     assert abs(draws.mean().item() - mean) < 5 * spread / math.sqrt(number)
     assert abs(draws.std().item() / spread - 1) < 5 / math.sqrt(2 * number)
 
@@ -104,8 +104,8 @@ def test_marginals_are_kept_by_a_perfect_model(kind, tolerance):
     sigma_next = next_level(sigma, steps)
     lower = sigma_next.item()
     expected = (1 - lower) ** 2 * variance + lower**2
-    step = stochastic_step(kind, z, sigma, sigma_next, v, 1.0 if kind != "cps" else 0.5, generator)
-    simple = stochastic_step("simple", z, sigma, sigma_next, v, 1.0, generator)
+    jump = Jump(z, sigma, sigma_next, v, z, 1.0 if kind != "cps" else 0.5, generator)
+    step, simple = ROLLOUTS[kind](jump), ROLLOUTS["simple"](replace(jump, strength=1.0))
     if kind == "cps":
         # keeps the marginal only where x0_hat and noise_hat are exact; here just the injected share
         assert step.var().item() < expected

@@ -11,9 +11,8 @@ from soarflow import SOARConfig, soar_backward, soar_loss
 from soarflow.path import effective_noise, interpolate
 from soarflow.variance_preserving import VariancePreserving
 
-SCHEDULER = DDPMScheduler(
-    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-)  # SD 1.5's and SDXL's
+# SD 1.5's and SDXL's
+SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 CONFIG = SOARConfig(num_steps=10, cfg_scale=3, num_aux_points=3)
 TYPES = ("epsilon", "v_prediction")
 

@@ -165,7 +165,6 @@ def check_settings(trainer: Any, soar: SOARConfig) -> None:
         _refuse("train.noise_scheduler", train.noise_scheduler,
         f"model.arch {arch} is trained by flow matching",
                 "Set it to flowmatch.")  # fmt: skip
-    soar.check_batch_size(train.batch_size)
     if soar.points_per_pass > 1:
         _check_joined_points(trainer, arch, datasets, soar)
     if soar.is_guided and _ignores_captions(train, datasets):

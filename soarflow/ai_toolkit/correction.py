@@ -12,14 +12,14 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..config import ConfigError, SOARConfig
-from ..objective import SOARResult, TrainingPoint, correct, join
+from ..objective import SOARResult, Step, TrainingPoint, join
 from ..path import interpolate, widen
 from .compatibility import (
     architecture,
@@ -42,7 +42,7 @@ CHECKED_BATCHES = 3
 
 
 @dataclass(frozen=True)
-class HostStep:
+class HostBatch:
     """A batch of the host in the objective's terms.
 
     `predict(states, timesteps, embeds)`, `judge(prediction, noise, states, timesteps)` and
@@ -178,9 +178,8 @@ class Correction(Host):
         **kwargs: Any,
     ) -> Tensor:
         host_loss = super().calculate_loss
-        as_predicted = dict(
-            vars(batch)
-        )  # some losses change what the batch holds, the sound's target for one
+        # some losses change what the batch holds, the sound's target for one
+        as_predicted = dict(vars(batch))
         base_loss = host_loss(
             noise_pred,
             noise,
@@ -207,7 +206,7 @@ class Correction(Host):
                 noisy_latents=states, timesteps=levels, conditional_embeds=embeds, **condition
             )
 
-        step = HostStep(
+        host = HostBatch(
             x0=batch.latents.to(noisy_latents.device),
             noisy_latents=noisy_latents,
             timesteps=timesteps,
@@ -221,21 +220,19 @@ class Correction(Host):
             backward=lambda loss: self.accelerator.backward(loss * self._regularisation(batch)),
         )
         base = TrainingPoint(
-            widen(step.z), step.sigma, widen(noise) * step.path.noise_scale, config.base_weight
+            widen(host.z), host.sigma, widen(noise) * host.path.noise_scale, config.base_weight
         )
-        self._check_on_path(base, step.x0)
-        v_cond = step.path.velocity(noise_pred.detach(), step.z, step.sigma)
-        logs, as_judged = (
-            dict(self.additional_logs),
-            dict(vars(batch)),
-        )  # the points overwrite what the base loss left
-        step.backward(base_loss * base.weight)
+        self._check_on_path(base, host.x0)
+        levels = replace(host.path.usable, shift=self._shift())
+        step = Step(host.x0, base, config, levels, self._own_generator())
+        v_cond = host.path.velocity(noise_pred.detach(), host.z, host.sigma)
+        # the points overwrite what the base loss left
+        logs, as_judged = dict(self.additional_logs), dict(vars(batch))
+        host.backward(base_loss * base.weight)
         with randomness.kept():
-            self._result = correct(
-                base, base_loss.detach(), v_cond, step.x0, config, step.train_on,
-                step.predict_uncond,
-                self._own_generator(), step.path.usable, self._shift(),
-            )  # fmt: skip
+            self._result = step.correct(
+                base_loss.detach(), v_cond, host.train_on, host.predict_uncond
+            )
         self.additional_logs = logs
         vars(batch).update(as_judged)
         return self._result.total.detach().requires_grad_(True)

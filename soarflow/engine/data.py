@@ -55,9 +55,8 @@ class TrainingSet:
             batch_size,
             seed,
         )
-        self.epoch = functools.lru_cache(maxsize=2)(
-            self._group
-        )  # a batch may be asked for on either side of an epoch's end
+        # a batch may be asked for on either side of an epoch's end
+        self.epoch = functools.lru_cache(maxsize=2)(self._group)
         self.batches_per_epoch = len(self.epoch(0))
 
     def batch(self, number: int) -> list[Draw]:

@@ -81,9 +81,8 @@ class ZImage:
         return float(self.pipeline.scheduler.config.shift)
 
     def sampling_arguments(self, guidance_scale: float) -> dict:
-        return {
-            "guidance_scale": max(guidance_scale - 1, 0.0)
-        }  # this pipeline counts guidance from 0
+        # this pipeline counts guidance from 0
+        return {"guidance_scale": max(guidance_scale - 1, 0.0)}
 
 
 FAMILIES = {"zimage": ZImage}

@@ -222,9 +222,8 @@ def _job(process: Mapping, name: str, root: Path) -> Job:
         key: value for key, value in process.items() if key not in ("name", "soar")
     }
     sections["training_folder"] = process.get("training_folder", "output")
-    soar = SOARConfig.from_dict(
-        process.get("soar")
-    )  # checked for plain SFT too, which then does not use it
+    # checked for plain SFT too, which then does not use it
+    soar = SOARConfig.from_dict(process.get("soar"))
     job = _section(Job, {**sections, "name": name, "soar": None}, "")
     datasets = [replace(each, folder_path=str(root / each.folder_path)) for each in job.datasets]
     if not datasets:
@@ -240,8 +239,6 @@ def _job(process: Mapping, name: str, root: Path) -> Job:
                 f"datasets[{index}].caption_dropout_rate must be from 0 to 1, got "
                 f"{dataset.caption_dropout_rate}."
             )
-    if kind == "SOARTrainer":
-        soar.check_batch_size(job.train.batch_size)
     local = root / job.model.name_or_path
     model = replace(job.model, name_or_path=str(local)) if local.exists() else job.model
     return replace(

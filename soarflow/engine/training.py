@@ -75,9 +75,8 @@ class Run:
         )
         self.pipeline = self.family.pipeline
         self.training_set: TrainingSet = load_training_set(job, self.family)
-        self._move_encoders(
-            "cpu"
-        )  # everything is cached: their memory is the training's until the next samples
+        # everything is cached: their memory is the training's until the next samples
+        self._move_encoders("cpu")
         self.parameters = self._make_trainable()
         settings = {"weight_decay": 0.01, **job.train.optimizer_params}
         warmup = {"num_warmup_steps": 0, **job.train.lr_scheduler_params}

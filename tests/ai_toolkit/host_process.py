@@ -182,9 +182,8 @@ def join_backwards(trainer_class):
 
         def collect(loss, **options):
             waiting.append(loss)
-            if (
-                "AccumulateGrad" in loss.grad_fn.next_functions[0][0].name()
-            ):  # the detached leaf, times the host's multiplier
+            # the detached leaf, times the host's multiplier
+            if "AccumulateGrad" in loss.grad_fn.next_functions[0][0].name():
                 backward(torch.stack(waiting).sum(), **options)
                 waiting.clear()
 

@@ -47,7 +47,6 @@ def test_memory_and_open_files_stay_flat_over_500_steps(job):
     assert len(watched) == 500 and max(each["files"] for each in late) <= max(
         each["files"] for each in early
     )
-    first, last = (
-        min(each["megabytes"] for each in part) for part in (early, late)
-    )  # it swings by some 20 MB in plain training
+    # it swings by some 20 MB in plain training
+    first, last = (min(each["megabytes"] for each in part) for part in (early, late))
     assert last < 1.01 * first

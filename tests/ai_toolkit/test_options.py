@@ -52,9 +52,8 @@ def test_an_option_of_the_host_goes_with_soar(job, variant):
     outcome, soar = job(**VARIANTS[variant]), VARIANTS[variant].get("soar", SOAR)
     for calls in outcome.micro_steps():
         judged = [index for index, call in enumerate(calls) if call["call"] == "calculate_loss"]
-        check_micro_step(
-            calls[: judged[soar["num_aux_points"]] + 1], soar
-        )  # what follows is the host's own
+        # what follows is the host's own
+        check_micro_step(calls[: judged[soar["num_aux_points"]] + 1], soar)
     assert len(outcome.micro_steps()) == (4 if variant == "accumulation" else 2)
     assert all(torch.isfinite(value).all() for value in outcome.weights().values())
     if variant == "sampling":
@@ -78,9 +77,8 @@ def test_an_option_of_the_host_goes_with_soar_on_a_model_that_predicts_epsilon(j
     changes = {key: dict(value) if value else value for key, value in DIFFUSION[variant].items()}
     if "train" in changes:
         changes["train"]["noise_scheduler"] = "ddpm"
-    if (
-        variant == "full fine-tune"
-    ):  # a tiny one cannot be saved by the host, which looks for the full one's weights
+    # a tiny one cannot be saved by the host, which looks for the full one's weights
+    if variant == "full fine-tune":
         changes["save"] = {"save_every": 1000}
     outcome = job(tiny="sd1", **changes)
     for calls in outcome.micro_steps():
