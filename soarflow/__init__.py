@@ -1,5 +1,5 @@
 """soarflow: the SOAR training objective for flow-matching models (arXiv 2604.12617). Importing it
-imports torch alone."""
+imports torch and pydantic."""
 
 from .config import ConfigError, SOARConfig
 from .objective import OffPath, SOARResult, Step, TrainingPoint, soar_backward, soar_loss

@@ -1,6 +1,7 @@
-"""The command: soarflow train | check | sample | evaluate | demo."""
+"""The command: soarflow train | check | sample | evaluate | demo | schema."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="soarflow", description="Train flow-matching models with SOAR."
     )
     commands = parser.add_subparsers(
-        required=True, metavar="train | check | sample | evaluate | demo"
+        required=True, metavar="train | check | sample | evaluate | demo | schema"
     )
 
     train = commands.add_parser("train", help="run an AI Toolkit job file on the built-in engine")
@@ -70,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, default=150)
     demo.add_argument("--number", type=int, default=210, help="captions to evaluate on")
     demo.set_defaults(run=_demo)
+
+    schema = commands.add_parser("schema", help="print what editors need to check job files")
+    schema.add_argument("--of", choices=("engine", "ai_toolkit", "page"), default="engine")
+    schema.set_defaults(run=_schema)
     return parser
 
 
@@ -200,6 +205,20 @@ def _demo(args: argparse.Namespace) -> int:
         if getattr(args, name) < low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
     demo(args.output, args.steps, args.number)
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from .engine.schema import ai_toolkit_schema, engine_schema, page
+
+    if args.of == "page":
+        print(page(), end="")
+    else:
+        print(
+            json.dumps(
+                ai_toolkit_schema() if args.of == "ai_toolkit" else engine_schema(), indent=1
+            )
+        )
     return 0
 
 

@@ -1,104 +1,90 @@
-"""The `soar:` section: its keys, their ranges, and what is said when one is wrong."""
+"""The `soar:` section: its keys, their ranges, and what a step with them costs."""
 
-import difflib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
-from .rollout import STOCHASTIC
+from pydantic import ValidationInfo, field_validator
 
-ROLLOUTS = ("ode", "none", *STOCHASTIC)
-STEP_SPACES = ("sigma", "schedule")
-_PEERS_SPELLINGS = {
-    "lambda_aux": "correction_weight",
-    "trajectory_length": "num_steps",
-    "num_sampling_steps": "num_steps",
-    "cfg_scale_sampling": "cfg_scale",
-    "guidance_scale": "cfg_scale",
-    "num_aux": "num_aux_points",
-}
+from .rollout import ROLLOUTS, STOCHASTIC
+from .settings import Amount, ConfigError, Count, Flag, Index, InnerShare, read, section
+
+__all__ = ["ConfigError", "SOARConfig"]
+DEFAULT_STRENGTH = 0.7
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one sentence for the user: key, rule, value,
-    remedy."""
-
-
-@dataclass(frozen=True, kw_only=True)
+@section
 class SOARConfig:
-    """The method's settings (METHOD.md). Every value is checked on construction; ConfigError names
-    what is wrong."""
+    """The method's settings (docs/method.md). Every value is checked on construction; ConfigError
+    names what is wrong."""
 
-    num_steps: int = 30
+    WHERE: ClassVar = "soar."
+    STRANGER: ClassVar = ("is not a setting of SOAR", "did you mean {key}?")
+    PEERS: ClassVar = {
+        "lambda_aux": "correction_weight",
+        "trajectory_length": "num_steps",
+        "num_sampling_steps": "num_steps",
+        "cfg_scale_sampling": "cfg_scale",
+        "guidance_scale": "cfg_scale",
+        "num_aux": "num_aux_points",
+    }
+
+    num_steps: Count = 30
     """K: the rollout takes one step of 1/K down in sigma, clamped at 0."""
-    cfg_scale: float = 4.5
+    cfg_scale: Amount = 4.5
     """Guidance of the rollout alone; 1 runs no unconditional forward."""
-    correction_weight: float = 1.0
+    correction_weight: Amount = 1.0
     """lambda: weight of each correction point against the base point's 1; 0 is plain SFT, bit for
     bit."""
-    num_aux_points: int = 4
+    num_aux_points: Index = 4
     """N: correction points per step; each costs a forward and a backward, and no memory."""
-    sigma_min: float = 0.02
+    sigma_min: InnerShare = 0.02
     """Lowest level that a correction point is drawn at; the target's size grows like 1/sigma."""
-    rollout: str = "ode"
+    rollout: Literal[tuple(ROLLOUTS)] = "ode"  # type: ignore[valid-type]
     """`ode` is the paper's; `none` stays on the trajectory (the equal-compute control); the others
     add noise to the step."""
-    rollout_noise: float | None = None
+    rollout_noise: Amount | None = None
     """Strength of the noise of a stochastic rollout; 0.7 unless given."""
-    step_space: str = "sigma"
+    step_space: Literal["sigma", "schedule"] = "sigma"
     """What 1/K is measured in: `sigma`, or `schedule`, one step of the model's own K-step inference
     schedule."""
-    shared_noise: bool = True
+    shared_noise: Flag = True
     """Re-noise towards the base point's noise; false draws a fresh endpoint for every point."""
-    points_per_pass: int = 1
+    points_per_pass: Count = 1
     """Correction points that share one forward: 1 is the least memory, N the fewest launches; the
     gradient is the same."""
-    start_step: int = 0
+    start_step: Index = 0
     """First training step with correction; before it, plain SFT."""
-    every: int = 1
+    every: Count = 1
     """Correction on every n-th step from start_step on; plain SFT on the others."""
 
-    def __post_init__(self) -> None:
-        self._integer("num_steps", 1)
-        self._number("cfg_scale", "a number >= 0", lambda value: value >= 0)
-        self._number("correction_weight", "a number >= 0", lambda value: value >= 0)
-        self._integer("num_aux_points", 0)
-        self._number(
-            "sigma_min", "a number between 0 and 1, both excluded", lambda value: 0 < value < 1
-        )
-        self._choice("rollout", ROLLOUTS)
-        self._choice("step_space", STEP_SPACES)
-        if not isinstance(self.shared_noise, bool):
-            self._fail("shared_noise", "true or false")
-        self._integer("points_per_pass", 1, max(self.num_aux_points, 1))
-        self._integer("start_step", 0)
-        self._integer("every", 1)
-        self._check_rollout_noise()
+    @field_validator("rollout_noise")
+    @classmethod
+    def _fits_the_rollout(cls, noise: float | None, info: ValidationInfo) -> float | None:
+        rollout = info.data.get("rollout", "")
+        if noise is not None and rollout not in STOCHASTIC:
+            raise ValueError(f"left out with rollout: {rollout}, which adds no noise")
+        if rollout == "cps" and noise is not None and noise > 1:
+            raise ValueError("a number from 0 to 1 with rollout: cps")
+        return noise
+
+    @field_validator("points_per_pass")
+    @classmethod
+    def _fits_the_points(cls, points: int, info: ValidationInfo) -> int:
+        most = max(info.data.get("num_aux_points", points), 1)
+        if points > most:
+            raise ValueError(f"an integer from 1 to {most} (num_aux_points)")
+        return points
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any] | None) -> "SOARConfig":
-        """From a job file's `soar:` section; None or an empty section gives the defaults. Raises
+        """From a job file's `soar:` section; None or an empty one gives the defaults. Raises
         ConfigError."""
-        if settings is None:
-            return cls()
-        if not isinstance(settings, Mapping):
+        if settings is not None and not isinstance(settings, Mapping):
             raise ConfigError(
                 f"soar must be a section of settings such as 'num_steps: 30', got {settings!r}."
             )
-        known = [field.name for field in fields(cls)]
-        for key in settings:
-            if key not in known:
-                closest = _PEERS_SPELLINGS.get(key) or next(
-                    iter(difflib.get_close_matches(str(key), known, 1)), None
-                )
-                remedy = (
-                    f"did you mean {closest}?"
-                    if closest
-                    else f"the settings are {', '.join(known)}."
-                )
-                raise ConfigError(f"soar.{key} is not a setting of SOAR: {remedy}")
-        return cls(**settings)
+        return read(cls, dict(settings or {}), cls.WHERE)
 
     @property
     def num_corrections(self) -> int:
@@ -120,7 +106,7 @@ class SOARConfig:
     @property
     def noise_strength(self) -> float:
         """`rollout_noise`, or its default."""
-        return 0.7 if self.rollout_noise is None else self.rollout_noise
+        return DEFAULT_STRENGTH if self.rollout_noise is None else self.rollout_noise
 
     def at_step(self, step: int) -> "SOARConfig":
         """The settings in force at a training step, counted from 0: plain SFT outside `start_step`
@@ -150,50 +136,3 @@ class SOARConfig:
             f"rollout {self.rollout}; the base loss weighs {self.base_weight:.3f}; "
             f"compute per step {self.cost(checkpointing):.2f} x plain SFT's"
         )
-
-    def _check_rollout_noise(self) -> None:
-        if self.rollout_noise is None:
-            return
-        if self.rollout not in STOCHASTIC:
-            self._fail(
-                "rollout_noise", f"left out with rollout: {self.rollout}, which adds no noise"
-            )
-        upper = 1.0 if self.rollout == "cps" else math.inf
-        rule = (
-            "a number from 0 to 1 with rollout: cps" if self.rollout == "cps" else "a number >= 0"
-        )
-        self._number("rollout_noise", rule, lambda value: 0 <= value <= upper)
-
-    def _integer(self, key: str, low: int, high: int | None = None) -> None:
-        value = getattr(self, key)
-        rule = (
-            f"an integer >= {low}"
-            if high is None
-            else f"an integer from {low} to {high} (num_aux_points)"
-        )
-        if type(value) is not int or value < low or (high is not None and value > high):
-            self._fail(key, rule)
-
-    def _number(self, key: str, rule: str, holds: Any) -> None:
-        value = getattr(self, key)
-        if type(value) not in (int, float) or not math.isfinite(value) or not holds(value):
-            self._fail(key, rule)
-
-    def _choice(self, key: str, choices: tuple[str, ...]) -> None:
-        if getattr(self, key) not in choices:
-            self._fail(key, f"one of {', '.join(choices)}")
-
-    def _fail(self, key: str, rule: str) -> None:
-        default = next(field.default for field in fields(self) if field.name == key)
-        remedy = "Leave it out." if default is None else f"{_yaml(default)} is the default."
-        raise ConfigError(f"soar.{key} must be {rule}, got {_yaml(getattr(self, key))}. {remedy}")
-
-
-def _yaml(value: object) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else repr(value)
-        if isinstance(value, str)
-        else str(value)
-    )

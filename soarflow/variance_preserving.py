@@ -1,5 +1,5 @@
 """Epsilon and v-prediction models (SD 1.5, SDXL and their relatives) on the straight path
-(METHOD.md, last section).
+(docs/method.md, last section).
 
 With alpha = sqrt(alphas_cumprod[t]) and s = sqrt(1 - alphas_cumprod[t]), the state alpha * x0 + s *
 eps that such a model sees is c = alpha + s times the straight path's state at sigma = s / c. So

@@ -39,9 +39,9 @@ def test_the_defaults_are_the_methods():
         ("cfg_scale", -0.1, "a number >= 0, got -0.1. 4.5 is the default."),
         ("cfg_scale", math.nan, "a number >= 0, got nan"),
         ("cfg_scale", False, "a number >= 0, got false"),
-        ("cfg_scale", None, "a number >= 0, got None"),
+        ("cfg_scale", None, "a number >= 0, got null"),
         ("correction_weight", math.inf, "a number >= 0, got inf"),
-        ("correction_weight", "1e-1", "a number >= 0, got '1e-1'"),
+        ("correction_weight", "0.1", "a number >= 0, got '0.1'"),
         ("num_aux_points", -1, "an integer >= 0, got -1"),
         ("sigma_min", 0, "a number between 0 and 1, both excluded, got 0"),
         ("sigma_min", 1.0, "a number between 0 and 1, both excluded, got 1.0"),
@@ -49,7 +49,7 @@ def test_the_defaults_are_the_methods():
         ("rollout", ["ode"], "one of ode"),
         ("step_space", "time", "one of sigma, schedule, got 'time'"),
         ("shared_noise", 1, "true or false, got 1. true is the default."),
-        ("points_per_pass", 0, "an integer from 1 to 4"),
+        ("points_per_pass", 0, "an integer >= 1"),
         ("points_per_pass", 5, "an integer from 1 to 4"),
         ("start_step", -1, "an integer >= 0"),
         ("every", 0, "an integer >= 1"),
@@ -87,7 +87,7 @@ def test_a_misspelling_or_a_peers_spelling_is_told_the_right_key(key, meant):
 
 
 def test_a_key_like_none_is_told_all_of_them():
-    with pytest.raises(ConfigError, match="the settings are num_steps, cfg_scale"):
+    with pytest.raises(ConfigError, match="the keys are num_steps, cfg_scale"):
         SOARConfig.from_dict({"qqq": 1})
 
 
@@ -102,7 +102,7 @@ def test_start_step_and_every_choose_the_steps_with_correction():
 
 
 def test_the_cost_is_the_methods():
-    """METHOD.md, "Cost": 5.3x (5.25x) of SFT at N = 4, 2.3x at N = 1, one forward less without
+    """docs/method.md, "Cost": 5.3x (5.25x) of SFT at N = 4, 2.3x at N = 1, one forward less without
     guidance."""
     assert SOARConfig().cost() == pytest.approx(16 / 3)
     assert SOARConfig().cost(checkpointing=True) == pytest.approx(21 / 4)

@@ -24,18 +24,18 @@ BAD = [
     ),
     (("train", "snr_gamma"), 5, r"train.snr_gamma is not honoured"),
     (("train", "steps"), 0, r"train.steps must be an integer >= 1, got 0"),
-    (("train", "steps"), True, r"train.steps must be an integer, got true"),
-    (("train", "lr"), "fast", r"train.lr must be a number, got fast"),
+    (("train", "steps"), True, r"train.steps must be an integer >= 1, got true"),
+    (("train", "lr"), "fast", r"train.lr must be a number >= 0, got 'fast'"),
     (("train", "lr"), float("nan"), r"train.lr must be a number >= 0, got nan"),
     (
         ("train", "optimizer"),
         "adamw8bit",
-        r"train.optimizer must be one of adamw, got adamw8bit. The engine trains with adamw",
+        r"train.optimizer must be one of adamw, got 'adamw8bit'. The engine trains with adamw",
     ),
     (
         ("train", "timestep_type"),
         "weighted",
-        r"train.timestep_type must be one of sigmoid, linear, shift, got weighted",
+        r"train.timestep_type must be one of sigmoid, linear, shift, got 'weighted'",
     ),
     (
         ("train", "train_text_encoder"),
@@ -51,12 +51,12 @@ BAD = [
     (
         ("model", "arch"),
         "flux",
-        r"model.arch must be one of zimage, got flux. Other models train inside AI Toolkit",
+        r"model.arch must be one of zimage, got 'flux'. Other models train inside AI Toolkit",
     ),
     (("model", "quantize"), True, r"model.quantize must be one of false, got true"),
-    (("network", "type"), "lokr", r"network.type must be one of lora, got lokr"),
-    (("datasets",), [], r"datasets must have at least one"),
-    (("datasets",), "images", r"datasets must be a list, got 'images'"),
+    (("network", "type"), "lokr", r"network.type must be one of lora, got 'lokr'"),
+    (("datasets",), [], r"datasets must be a list of at least one"),
+    (("datasets",), "images", r"datasets must be a list of at least one data set, got 'images'"),
     (
         ("datasets",),
         [{"folder_path": "nowhere"}],
@@ -89,6 +89,17 @@ def test_what_cannot_work_is_refused_by_name(document, write_job, where, value, 
     printed = capsys.readouterr().err
     assert printed.startswith("soarflow: ") and printed.count("\n") == 1
     assert not (path.parent / "output").exists()
+
+
+def test_all_faults_are_told_at_once(document, write_job, capsys):
+    change(document, ("train", "steps"), 0)
+    change(document, ("soar", "cfg_scale"), -1)
+    change(document, ("model", "archh"), "zimage")
+    assert main(["check", str(write_job(document))]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 3
+    for key in ("train.steps", "soar.cfg_scale", "model.archh"):
+        assert key in printed
 
 
 @pytest.mark.parametrize(

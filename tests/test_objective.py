@@ -1,5 +1,5 @@
 """The objective: an independent plain reference, limits, invariances, and the numbers that
-METHOD.md says must hold."""
+docs/method.md says must hold."""
 
 import math
 
@@ -62,7 +62,7 @@ def run(config, how="loss", field=None, data=None, seed=7, **options):
 
 
 def reference(field, x0, noise, sigma, seed, steps, scale, weight, number, floor):
-    """METHOD.md's five steps in plain loops over samples, sharing nothing with the package."""
+    """docs/method.md's five steps in plain loops over samples, sharing nothing with the package."""
     cond, uncond = field.predict(1.0), field.predict(0.0)
     s = sigma[:, None]
     z = (1 - s) * x0 + s * noise

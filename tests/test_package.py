@@ -1,8 +1,10 @@
 """The package as others meet it: what importing costs, the door under any folder name, the
 command."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,22 +22,31 @@ def python(code, *paths):
     return result.stdout.strip()
 
 
-def test_importing_the_package_imports_torch_and_nothing_heavier():
-    heavy = [
-        "diffusers",
-        "transformers",
-        "accelerate",
-        "peft",
-        "scipy",
-        "PIL",
-        "yaml",
-        "tqdm",
-        "matplotlib",
-    ]
-    # torch may have imported tqdm
-    code = "import torch; before = set(sys.modules); import soarflow; "
-    code += "new = set(sys.modules) - before; "
-    assert python(code + f"print([name for name in {heavy} if name in new])", ROOT) == "[]"
+def test_importing_the_package_imports_torch_and_pydantic_and_nothing_heavier():
+    code = "import sys, torch, pydantic; before = set(sys.modules); import soarflow; "
+    code += "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+    code += "print(sorted(new - {'pydantic', 'pydantic_core', 'annotated_types'}))"
+    names = {name for name in ast.literal_eval(python(code, ROOT)) if not name.startswith("_")}
+    assert names - sys.stdlib_module_names == {"soarflow"}
+
+
+def test_no_module_imports_in_a_circle_and_nobody_imports_the_command():
+    """By the imports as they are written, those inside functions included."""
+    imports = {}
+    for file in (ROOT / "soarflow").rglob("*.py"):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        package = parts[:-1]
+        imports[name] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = ".".join(
+                    [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
+                )
+                imports[name] |= {base, *(f"{base}.{each.name}" for each in node.names)}
+    graph = {name: {each for each in found if each in imports} for name, found in imports.items()}
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert not [name for name, found in graph.items() if "soarflow.cli" in found]
 
 
 @pytest.mark.parametrize("name", ["aitk_soar", "soar", "soarflow", "my_clone"])

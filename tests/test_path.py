@@ -1,4 +1,4 @@
-"""The straight path: identities of METHOD.md's conventions, at every rank and dtype."""
+"""The straight path: identities of docs/method.md's conventions, at every rank and dtype."""
 
 import pytest
 import torch

@@ -22,8 +22,8 @@ def test_a_step_is_one_over_k_and_stops_at_the_clean_end():
 
 
 def test_a_schedule_step_is_the_published_one():
-    """METHOD.md: at shift 3 and K 40 the step is 0.050 / 0.028 / 0.012 at sigma 0.3 / 0.6 / 0.9
-    instead of 0.025."""
+    """docs/method.md: at shift 3 and K 40 the step is 0.050 / 0.028 / 0.012 at sigma 0.3 / 0.6 /
+    0.9 instead of 0.025."""
     sigma = tensor(0.3, 0.6, 0.9)
     assert_close(
         sigma - next_level(sigma, 40, shift=3.0), tensor(0.050, 0.028, 0.012), rtol=0, atol=5e-4

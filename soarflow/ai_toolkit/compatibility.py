@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import ConfigError, SOARConfig
-from .door import not_this_host
 from .paths import DiffusionPath
+from .version import not_this_host
 
 RELIES_ON = {
     "__init__": (),

@@ -105,9 +105,7 @@ def load_training_set(job: Job, family: Family) -> TrainingSet:
         for path, caption in list_images(dataset, job.trigger_word):
             captions.add(caption)
             store[caption] = dataset.cache_text_embeddings
-            for resolution in (
-                dataset.resolution if isinstance(dataset.resolution, list) else [dataset.resolution]
-            ):
+            for resolution in dataset.resolution:
                 latent = _latent(path, resolution, dataset, family, encoders[0])
                 items += [Item(latent, caption, dataset.caption_dropout_rate)] * dataset.num_repeats
     folder = Path(job.datasets[0].folder_path) / CACHE_FOLDER

@@ -1,140 +1,290 @@
 """The job file: AI Toolkit's YAML, read and checked. What the engine does not honour is refused by
 name.
 
-Each section is a dataclass; its fields are the keys that the engine honours, with AI Toolkit's
-names and meanings."""
+Each section's fields are the keys that the engine honours, with AI Toolkit's names and meanings.
+"""
 
-import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..config import ConfigError, SOARConfig
-
-TRAINERS = ("SOARTrainer", "diffusion_trainer")
-CHANGES_NOTHING = {
-    "": ("performance_log_every", "sqlite_db_path"),
-    "datasets": ("num_workers", "prefetch_factor", "cache_latents", "cache_latents_num_workers"),
-}
-"""Keys by which AI Toolkit is told how to go about it, and not what to do: taken, whatever they
-say."""
-
-
-def one_of(*choices: str | bool, default: Any = MISSING) -> Any:
-    """A field that takes one of a few values."""
-    return field(default=default, metadata={"choices": choices})
-
-
-def at_least(low: float, default: Any = MISSING, **keywords: Any) -> Any:
-    """A numeric field with a lower bound."""
-    return field(default=default, metadata={"low": low}, **keywords)
+from ..config import SOARConfig
+from ..settings import (
+    Amount,
+    Anything,
+    ConfigError,
+    Count,
+    Flag,
+    Folder,
+    Index,
+    Rule,
+    Share,
+    Text,
+    read,
+    section,
+)
+from .levels import TIMESTEP_TYPES
 
 
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    type: str = one_of("lora", default="lora")
-    linear: int = at_least(1, 16)
-    """Rank."""
-    linear_alpha: float = at_least(0, 16)
+class Engine:
+    """A section that the engine reads."""
+
+    STRANGER: ClassVar = (
+        "is not honoured by the built-in engine", "the closest key that it does is {path}.",
+    )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Save:
-    dtype: str = one_of("float16", "bf16", "float32", "fp16", "bfloat16", default="float16")
-    save_every: int = at_least(1, 250)
-    max_step_saves_to_keep: int = at_least(1, 4)
+def _listed(value: Any) -> Any:
+    return [value] if type(value) is int else value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dataset:
-    folder_path: str
-    caption_ext: str = "txt"
-    default_caption: str | None = None
-    caption_dropout_rate: float = at_least(0, 0.0)
-    resolution: list[int] | int = field(default_factory=lambda: [512])
-    num_repeats: int = at_least(1, 1)
-    cache_latents_to_disk: bool = True
-    cache_text_embeddings: bool = True
+def _folder_name(name: str) -> str:
+    if not name or name != Path(name).name or name in (".", ".."):
+        raise ValueError("a name for the output folder, without slashes")
+    return name
 
 
-@dataclass(frozen=True, kw_only=True)
-class EMA:
-    use_ema: bool = True
-    ema_decay: float = at_least(0, 0.99)
+@section
+class Network(Engine):
+    """The LoRA. Without this section all weights are trained."""
+
+    type: Literal["lora"] = "lora"
+    """What is added to the model."""
+    linear: Count = 16
+    """Rank of the LoRA."""
+    linear_alpha: Amount = 16
+    """The LoRA is scaled by linear_alpha / linear."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    steps: int = at_least(1)
-    batch_size: int = at_least(1, 1)
-    gradient_accumulation: int = at_least(1, 1)
-    lr: float = at_least(0, 1e-4)
-    optimizer: str = one_of("adamw", default="adamw")
-    optimizer_params: dict = field(default_factory=dict)
-    lr_scheduler: str = one_of(
-        "constant", "constant_with_warmup", "linear", "cosine", default="constant"
-    )
-    lr_scheduler_params: dict = field(default_factory=dict)
-    max_grad_norm: float = at_least(0, 1.0)
-    dtype: str = one_of("bf16", "float32", "fp32", "bfloat16", default="bf16")
-    timestep_type: str = one_of("sigmoid", "linear", "shift", default="sigmoid")
-    content_or_style: str = one_of("balanced", default="balanced")
-    loss_type: str = one_of("mse", "mae", "pseudo_huber", default="mse")
-    noise_scheduler: str = one_of("flowmatch", default="flowmatch")
-    gradient_checkpointing: bool = True
-    train_unet: bool = one_of(True, default=True)
-    train_text_encoder: bool = one_of(False, default=False)
+@section
+class Save(Engine):
+    """The trained weights, as they are written."""
+
+    dtype: Literal["float16", "bf16", "float32", "fp16", "bfloat16"] = "float16"
+    """Number format of the written weights."""
+    save_every: Count = 250
+    """Weights and the state for a resume are written every so many steps."""
+    max_step_saves_to_keep: Count = 4
+    """Older weights than the last so many are removed."""
+
+
+@section
+class Dataset(Engine):
+    """A folder of pictures with captions."""
+
+    folder_path: Text
+    """The folder; each picture's caption lies beside it under the same name."""
+    caption_ext: Text = "txt"
+    """Ending of the caption files."""
+    default_caption: Text | None = None
+    """Caption of pictures that have no caption file."""
+    caption_dropout_rate: Share = 0.0
+    """Share of the draws whose caption is replaced by the empty one."""
+    resolution: Annotated[
+        list[Count],
+        BeforeValidator(_listed, json_schema_input_type=list[Count] | Count),
+        Field(min_length=1),
+        Rule("a list of sizes in pixels"),
+    ] = field(default_factory=lambda: [512])
+    """Side of a square of as many pixels as a picture is resized to; each one a set of its own."""
+    num_repeats: Count = 1
+    """How often each picture comes in an epoch."""
+    cache_latents_to_disk: Flag = True
+    """Keep the encoded pictures on disk, beside them."""
+    cache_text_embeddings: Flag = True
+    """Keep the encoded captions on disk too."""
+    num_workers: Anything = None
+    """AI Toolkit's; taken, and changes nothing here."""
+    prefetch_factor: Anything = None
+    """AI Toolkit's; taken, and changes nothing here."""
+    cache_latents: Anything = None
+    """AI Toolkit's; taken, and changes nothing here."""
+    cache_latents_num_workers: Anything = None
+    """AI Toolkit's; taken, and changes nothing here."""
+
+
+@section
+class EMA(Engine):
+    """A running average of the trained weights; samples and saved weights are made of it."""
+
+    use_ema: Flag = True
+    """Whether there is one."""
+    ema_decay: Share = 0.99
+    """Weight of the average against the current weights at each step."""
+
+
+@section
+class Train(Engine):
+    """The training itself."""
+
+    steps: Count
+    """Optimizer steps in all."""
+    batch_size: Count = 1
+    """Pictures in a batch."""
+    gradient_accumulation: Count = 1
+    """Batches whose gradients are averaged for one optimizer step."""
+    lr: Amount = 1e-4
+    """Learning rate."""
+    optimizer: Annotated[
+        Literal["adamw"], Rule(remedy="The engine trains with adamw; the others are AI Toolkit's.")
+    ] = "adamw"
+    """The optimizer."""
+    optimizer_params: dict[str, Any] = field(default_factory=dict)
+    """Arguments of torch.optim.AdamW, such as weight_decay (0.01 unless given)."""
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    """How the learning rate changes."""
+    lr_scheduler_params: dict[str, Any] = field(default_factory=dict)
+    """Arguments of diffusers' scheduler, such as num_warmup_steps."""
+    max_grad_norm: Amount = 1.0
+    """The gradient's norm is cut to this."""
+    dtype: Literal["bf16", "float32", "fp32", "bfloat16"] = "bf16"
+    """Number format of the model's arithmetic; trained weights are float32 always."""
+    timestep_type: Literal[tuple(TIMESTEP_TYPES)] = "sigmoid"  # type: ignore[valid-type]
+    """How levels are drawn: sigmoid is logit-normal, linear uniform, shift the schedule's own."""
+    content_or_style: Literal["balanced"] = "balanced"
+    """AI Toolkit's lean towards high or low levels."""
+    loss_type: Literal["mse", "mae", "pseudo_huber"] = "mse"
+    """The loss of a prediction against its target."""
+    noise_scheduler: Literal["flowmatch"] = "flowmatch"
+    """The kind of model."""
+    gradient_checkpointing: Flag = True
+    """Less memory for a third more time: activations are computed again in the backward."""
+    train_unet: Literal[True] = True
+    """The denoiser is what is trained."""
+    train_text_encoder: Literal[False] = False
+    """Text encoders stay as they are."""
     ema_config: EMA | None = None
-    disable_sampling: bool = False
-    skip_first_sample: bool = False
-    seed: int = at_least(0, 42)
+    """A running average of the weights."""
+    disable_sampling: Flag = False
+    """Draw no samples at all."""
+    skip_first_sample: Flag = False
+    """Draw none before the first step."""
+    seed: Index = 42
+    """All randomness follows from it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    name_or_path: str
-    arch: str = one_of("zimage", default="zimage")
-    quantize: bool = one_of(False, default=False)
-    low_vram: bool = one_of(False, default=False)
+@section
+class Model(Engine):
+    """The model to train."""
+
+    name_or_path: Text
+    """A folder or a Hugging Face name of a diffusers pipeline."""
+    arch: Annotated[
+        Literal["zimage"], Rule(remedy="Other models train inside AI Toolkit: see the README.")
+    ] = "zimage"
+    """The model's family."""
+    quantize: Literal[False] = False
+    """Base weights in 8 bits: AI Toolkit's alone."""
+    low_vram: Literal[False] = False
+    """Offloading: AI Toolkit's alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    sampler: str = one_of("flowmatch", default="flowmatch")
-    sample_every: int = at_least(1, 250)
-    width: int = at_least(16, 1024)
-    height: int = at_least(16, 1024)
-    prompts: list[str] = field(default_factory=list)
-    neg: str = ""
-    seed: int = at_least(0, 42)
-    walk_seed: bool = True
-    guidance_scale: float = at_least(0, 4.0)
-    sample_steps: int = at_least(1, 20)
+@section
+class Sample(Engine):
+    """Pictures that are drawn while training."""
+
+    sampler: Literal["flowmatch"] = "flowmatch"
+    """The sampler: Euler on the model's own schedule."""
+    sample_every: Count = 250
+    """Samples are drawn every so many steps."""
+    width: Annotated[Count, Field(ge=16), Rule("an integer >= 16")] = 1024
+    """Width in pixels."""
+    height: Annotated[Count, Field(ge=16), Rule("an integer >= 16")] = 1024
+    """Height in pixels."""
+    prompts: list[Text] = field(default_factory=list)
+    """One picture for each."""
+    neg: Text = ""
+    """The negative prompt."""
+    seed: Index = 42
+    """Seed of the first picture."""
+    walk_seed: Flag = True
+    """Each further picture's seed is one more; false gives all the same."""
+    guidance_scale: Amount = 4.0
+    """Guidance: v_uncond + guidance_scale * (v_cond - v_uncond)."""
+    sample_steps: Count = 20
+    """Steps of the sampler."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A checked job. `soar` is None for `type: diffusion_trainer`, which is plain SFT; `network`
-    None trains all weights."""
+@section
+class Process(Engine):
+    """A training run."""
+
+    type: Annotated[
+        Literal["SOARTrainer", "diffusion_trainer"], Rule(remedy="SOARTrainer trains with SOAR.")
+    ]
+    """SOARTrainer, or diffusion_trainer for plain training."""
+    soar: Annotated[
+        SOARConfig,
+        BeforeValidator(lambda soar: soar or {}, json_schema_input_type=SOARConfig | None),
+    ] = SOARConfig()
+    """SOAR's settings. Checked for plain training too, which does not use them."""
+    training_folder: Folder = Path("output")
+    """All that the job writes lies in training_folder/name."""
+    device: Text = "cpu"
+    """Where to train."""
+    trigger_word: Text | None = None
+    """A word that every caption begins with, or that replaces [trigger] in it."""
+    network: Network | None = None
+    """The LoRA; left out, all weights are trained."""
+    save: Save = field(default_factory=Save)
+    """How weights are written."""
+    datasets: Annotated[
+        list[Dataset],
+        Field(min_length=1),
+        Rule("a list of at least one data set", "Write '- folder_path: ...' under it."),
+    ]
+    """The pictures."""
+    train: Train
+    """The training."""
+    model: Model
+    """The model."""
+    sample: Sample = field(default_factory=Sample)
+    """Pictures drawn on the way."""
+    name: Anything = None
+    """AI Toolkit's; taken, and changes nothing here."""
+    performance_log_every: Anything = None
+    """AI Toolkit's; taken, and changes nothing here."""
+    sqlite_db_path: Anything = None
+    """AI Toolkit's; taken, and changes nothing here."""
+
+
+@section
+class Config(Engine):
+    """The job's name and its one process."""
+
+    name: Annotated[
+        Text, AfterValidator(_folder_name), Rule("a name for the output folder, without slashes")
+    ]
+    """The job's name, and its output folder's."""
+    process: Annotated[
+        list[Process],
+        Field(min_length=1, max_length=1),
+        Rule("a list of one process", "Write '- type: SOARTrainer' under it."),
+    ]
+    """The one process."""
+
+
+@section
+class JobFile(Engine):
+    """A job file for the engine."""
+
+    job: Annotated[Literal["extension"], Rule("extension", "Write 'job: extension' at the top.")]
+    """The kind of job."""
+    config: Config
+    """What it is."""
+    meta: Anything = None
+    """Notes of yours."""
+
+
+@section
+class Job(Process):
+    """A checked job, its paths resolved."""
 
     name: str
-    type: str
-    training_folder: Path
-    device: str = "cpu"
-    trigger_word: str | None = None
-    network: Network | None = None
-    save: Save = field(default_factory=Save)
-    datasets: list[Dataset]
-    train: Train
-    model: Model
-    sample: Sample = field(default_factory=Sample)
-    soar: SOARConfig | None = None
 
     @property
     def save_root(self) -> Path:
@@ -144,215 +294,55 @@ class Job:
     @property
     def objective(self) -> SOARConfig:
         """The settings of the objective; plain SFT is SOAR without correction."""
-        return self.soar or SOARConfig(correction_weight=0.0)
+        return self.soar if self.type == "SOARTrainer" else SOARConfig(correction_weight=0.0)
 
     def describe(self) -> str:
         """The resolved settings and the cost multiplier, one line each."""
-        train = self.train
+        train, model = self.train, self.model
         weights = f"LoRA rank {self.network.linear}" if self.network else "full fine-tune"
-        return "\n".join(
-            [
-                f"{self.name}: {self.type}, {weights} of {self.model.arch} at "
-                f"{self.model.name_or_path}",
-                f"  {train.steps} steps, batch {train.batch_size} x {train.gradient_accumulation}, "
-                f"lr {train.lr:g}, "
-                f"{train.optimizer}, {train.lr_scheduler}, {train.dtype}, timestep_type "
-                f"{train.timestep_type}",
-                "  " + self.objective.describe(train.gradient_checkpointing),
-            ]
+        return (
+            f"{self.name}: {self.type}, {weights} of {model.arch} at {model.name_or_path}\n"
+            f"  {train.steps} steps, batch {train.batch_size} x {train.gradient_accumulation}, "
+            f"lr {train.lr:g}, {train.optimizer}, {train.lr_scheduler}, {train.dtype}, "
+            f"timestep_type {train.timestep_type}\n"
+            f"  {self.objective.describe(train.gradient_checkpointing)}"
         )
 
 
 def read_job(path: Path) -> Job:
-    """Reads and checks a job file. Raises ConfigError, one sentence.
+    """Reads and checks a job file. Raises ConfigError, a sentence for each fault.
 
     Relative paths in it start at its folder; or, as in AI Toolkit, at the current one, where its
-    data sets lie there."""
+    data sets lie there.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the job file {path}: {error.strerror or error}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    document = _mapping(document, str(path))
-    _refuse_unknown(document, ("job", "config", "meta"), "")
-    if document.get("job") != "extension":
-        raise ConfigError(
-            f"job must be extension, got {document.get('job')!r}. Write 'job: extension' at the "
-            "top."
-        )
-    config = _mapping(document.get("config"), "config")
-    _refuse_unknown(config, ("name", "process"), "config.")
-    processes = config.get("process")
-    if not isinstance(processes, list) or len(processes) != 1:
-        raise ConfigError(
-            "config.process must be a list of one process. Write '- type: SOARTrainer' under it."
-        )
-    process = _mapping(processes[0], "config.process[0]")
-    name = config.get("name")
-    if not isinstance(name, str) or not name or name != Path(name).name or name in (".", ".."):
-        raise ConfigError(
-            f"config.name must be a name for the output folder, without slashes, got {name!r}."
-        )
-    return _job(process, name, _start_of_paths(process, path.resolve().parent))
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{path} must be a section of keys, got {document!r}.")
+    config = read(JobFile, document).config
+    (process,) = config.process
+    return _resolved(Job(**{**vars(process), "name": config.name}), path.resolve().parent)
 
 
-def _start_of_paths(process: Mapping, beside: Path) -> Path:
-    datasets = process.get("datasets")
-    sections = (
-        [each for each in datasets if isinstance(each, Mapping)]
-        if isinstance(datasets, list)
-        else []
-    )
-    folders = [str(each.get("folder_path")) for each in sections]
-    lie_here = any(folders) and all(
-        Path(folder).is_dir() and not (beside / folder).is_dir() for folder in folders
-    )
-    return Path.cwd() if lie_here else beside
-
-
-def _job(process: Mapping, name: str, root: Path) -> Job:
-    kind = process.get("type")
-    if kind not in TRAINERS:
-        raise ConfigError(
-            f"type must be one of {', '.join(TRAINERS)}, got {kind!r}. SOARTrainer trains with "
-            "SOAR."
-        )
-    sections: dict[str, Any] = {
-        key: value for key, value in process.items() if key not in ("name", "soar")
-    }
-    sections["training_folder"] = process.get("training_folder", "output")
-    # checked for plain SFT too, which then does not use it
-    soar = SOARConfig.from_dict(process.get("soar"))
-    job = _section(Job, {**sections, "name": name, "soar": None}, "")
-    datasets = [replace(each, folder_path=str(root / each.folder_path)) for each in job.datasets]
-    if not datasets:
-        raise ConfigError("datasets must have at least one '- folder_path: ...', got none.")
-    for index, dataset in enumerate(datasets):
-        if not Path(dataset.folder_path).is_dir():
+def _resolved(job: Job, beside: Path) -> Job:
+    """The job with its paths made absolute; its data sets must be there."""
+    folders = [dataset.folder_path for dataset in job.datasets]
+    lie_here = all(Path(each).is_dir() and not (beside / each).is_dir() for each in folders)
+    root = Path.cwd() if lie_here else beside
+    for index, folder in enumerate(folders):
+        if not (root / folder).is_dir():
             raise ConfigError(
-                f"datasets[{index}].folder_path must be a folder that exists, got "
-                f"{dataset.folder_path}."
-            )
-        if dataset.caption_dropout_rate > 1:
-            raise ConfigError(
-                f"datasets[{index}].caption_dropout_rate must be from 0 to 1, got "
-                f"{dataset.caption_dropout_rate}."
+                f"datasets[{index}].folder_path must be a folder that exists, got {root / folder}."
             )
     local = root / job.model.name_or_path
-    model = replace(job.model, name_or_path=str(local)) if local.exists() else job.model
+    name_or_path = str(local) if local.exists() else job.model.name_or_path
     return replace(
         job,
         training_folder=root / job.training_folder,
-        datasets=datasets,
-        model=model,
-        soar=soar if kind == "SOARTrainer" else None,
+        datasets=[replace(each, folder_path=str(root / each.folder_path)) for each in job.datasets],
+        model=replace(job.model, name_or_path=name_or_path),
     )
-
-
-def _section(cls: type, settings: Mapping, where: str) -> Any:
-    """Builds a section's dataclass, each value checked against its field."""
-    known = {each.name: each for each in fields(cls)}
-    settings = {
-        key: value
-        for key, value in settings.items()
-        if key not in CHANGES_NOTHING.get(where.partition("[")[0], ())
-    }
-    _refuse_unknown(settings, known, where)
-    hints = typing.get_type_hints(cls)
-    for each in known.values():
-        if (
-            each.name not in settings
-            and each.default is MISSING
-            and each.default_factory is MISSING
-        ):
-            raise ConfigError(f"{where}{each.name} is missing: the job cannot run without it.")
-    values = {
-        key: _value(hints[key], known[key], value, where + key) for key, value in settings.items()
-    }
-    return cls(**values)
-
-
-def _value(hint: Any, spec: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    hint = next(each for each in options if each is not type(None))
-    if is_dataclass(hint):
-        return _section(typing.cast(type, hint), _mapping(value, where), where + ".")
-    if typing.get_origin(hint) is list:
-        (item,) = typing.get_args(hint)
-        if int in options and isinstance(value, int):
-            value = [value]
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} must be a list, got {value!r}. Write '- ...' under it.")
-        return [_value(item, None, each, f"{where}[{index}]") for index, each in enumerate(value)]
-    converted = _scalar(hint, value)
-    metadata = spec.metadata if spec is not None else {}
-    if converted is None or ("choices" in metadata and converted not in metadata["choices"]):
-        rule = (
-            f"one of {', '.join(map(_yaml, metadata['choices']))}"
-            if "choices" in metadata
-            else _RULES[hint]
-        )
-        raise ConfigError(f"{where} must be {rule}, got {_yaml(value)}.{_remedy(where, value)}")
-    if "low" in metadata and not (converted >= metadata["low"] and math.isfinite(converted)):
-        raise ConfigError(
-            f"{where} must be {_RULES[hint]} >= {metadata['low']}, got {_yaml(value)}."
-        )
-    return converted
-
-
-def _scalar(hint: Any, value: Any) -> Any:
-    """The value in its field's type, or None where it has another one; YAML reads 1e-4 as a text,
-    which is taken."""
-    if hint is float and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    return value if type(value) is hint else None
-
-
-_RULES = {
-    int: "an integer",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    dict: "a section",
-    Path: "a path",
-}
-
-
-def _remedy(where: str, value: Any) -> str:
-    if where == "train.optimizer":
-        return " The engine trains with adamw; the others are AI Toolkit's."
-    if where == "model.arch":
-        return " Other models train inside AI Toolkit: see the README."
-    return ""
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _mapping(value: Any, where: str) -> Mapping:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a section of keys, got {value!r}.")
-    return value
-
-
-def _refuse_unknown(settings: Mapping, known: typing.Iterable[str], where: str) -> None:
-    for key in settings:
-        if key not in known:
-            closest = next(iter(difflib.get_close_matches(str(key), list(known), 1, 0.5)), None)
-            hint = (
-                f"the closest key that it does is {where}{closest}"
-                if closest
-                else f"it honours {', '.join(known)}"
-            )
-            raise ConfigError(f"{where}{key} is not honoured by the built-in engine: {hint}.")

@@ -1,4 +1,4 @@
-"""METHOD.md's formulas, from what a run recorded: which forwards were made, and which states,
+"""docs/method.md's formulas, from what a run recorded: which forwards were made, and which states,
 levels and targets they had.
 
 The tolerance must see the guidance, which moves a tiny model's state by as little as 1e-5.

@@ -1,0 +1,196 @@
+"""Settings: sections of keys as frozen dataclasses that pydantic checks, and the words for errors.
+
+A section's fields are its keys: a type with its range, a default, and a sentence. Everything else
+comes of them: the checks, what is said when one fails, the JSON schema, the page of keys.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic.fields import FieldInfo
+from typing_extensions import dataclass_transform
+
+S = TypeVar("S")
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used; a sentence for each: key, rule, value, remedy."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The words of a field's errors: the key "must be {rule}", and what else to do."""
+
+    words: str = ""
+    remedy: str = ""
+
+
+def _exponent(value: Any) -> Any:
+    """YAML takes 1e-4 for a text; whoever wrote it meant a number."""
+    meant = isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value.lower())
+    return float(value) if meant else value
+
+
+EXPONENT = BeforeValidator(_exponent)
+Flag = Annotated[bool, Strict(), Rule("true or false")]
+Text = Annotated[str, Strict(), Rule("a text")]
+Folder = Annotated[Path, Rule("a path")]
+Count = Annotated[int, Strict(), Field(ge=1), Rule("an integer >= 1")]
+Index = Annotated[int, Strict(), Field(ge=0), Rule("an integer >= 0")]
+Amount = Annotated[
+    float, Strict(), Field(ge=0, allow_inf_nan=False), EXPONENT, Rule("a number >= 0")
+]
+Share = Annotated[float, Strict(), Field(ge=0, le=1), EXPONENT, Rule("a number from 0 to 1")]
+InnerShare = Annotated[
+    float,
+    Strict(),
+    Field(gt=0, lt=1),
+    EXPONENT,
+    Rule("a number between 0 and 1, both excluded"),
+]
+Anything = Annotated[Any, Rule("anything")]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def section(cls: type[S]) -> type[S]:
+    """A frozen keyword-only dataclass whose constructor checks its fields and raises ConfigError.
+
+    The class may say `WHERE`, what its keys begin with in errors; `STRANGER`, what is said of an
+    unknown key and of the closest known one; and `PEERS`, other tools' names of its keys.
+    """
+    config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    made: Any = checked_dataclass(frozen=True, kw_only=True, config=config)(cls)
+    checked = made.__init__
+
+    def construct(self: Any, **settings: Any) -> None:
+        try:
+            checked(self, **settings)
+        except ValidationError as error:
+            raise ConfigError(sentences(error, made, getattr(made, "WHERE", ""))) from None
+
+    made.__init__ = construct
+    return made
+
+
+def read(cls: type[S], settings: Any, where: str = "") -> S:
+    """A section and those in it, from a mapping. Raises ConfigError, a line for each fault."""
+    try:
+        return TypeAdapter(cls).validate_python(settings)
+    except ValidationError as error:
+        raise ConfigError(sentences(error, cls, where)) from None
+
+
+def sentences(error: ValidationError, cls: type, where: str = "") -> str:
+    """A line for each fault of a section: key, rule, value, remedy."""
+    return "\n".join(_sentence(fault, cls, where) for fault in error.errors())
+
+
+def _sentence(fault: Any, cls: type, where: str) -> str:
+    name = where + name_of(fault["loc"])
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner = bare_type(_walk(cls, fault["loc"][:-1])[0])
+        return _stranger(name, str(fault["loc"][-1]), owner)
+    if fault["type"].startswith("missing"):
+        return f"{name} is missing: the job cannot run without it."
+    annotation, field = _walk(cls, fault["loc"])
+    rule = rule_of(annotation)
+    # a validator of ours says the rule itself
+    words = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else rule.words
+    remedy = rule.remedy or _default(field)
+    return f"{name or 'the file'} must be {words}, got {in_yaml(fault['input'])}. {remedy}".strip()
+
+
+def _stranger(name: str, key: str, owner: Any) -> str:
+    known = list(fields_of(owner))
+    closest = getattr(owner, "PEERS", {}).get(key)
+    closest = closest or next(iter(difflib.get_close_matches(key, known, 1, 0.5)), None)
+    refusal, hint = owner.STRANGER
+    if closest is None:
+        return f"{name} {refusal}: the keys are {', '.join(known)}."
+    return f"{name} {refusal}: {hint.format(key=closest, path=name.removesuffix(key) + closest)}"
+
+
+def name_of(loc: Iterable[str | int]) -> str:
+    """A place as a person writes it: train.lr, datasets[0].folder_path."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return "".join(parts).removeprefix(".").removeprefix("config.process[0].")
+
+
+def _walk(cls: Any, loc: Iterable[str | int]) -> tuple[Any, FieldInfo | None]:
+    """The annotation at a place, and its field where it is a key."""
+    annotation, field = cls, None
+    for part in loc:
+        bare = bare_type(annotation)
+        field = None if isinstance(part, int) else fields_of(bare)[part]
+        annotation = typing.get_args(bare)[0] if field is None else annotation_of(field)
+    return annotation if field is not None else bare_type(annotation), field
+
+
+def fields_of(cls: Any) -> dict[str, FieldInfo]:
+    """A section's keys, and what is known of each."""
+    return getattr(cls, "__pydantic_fields__", {})
+
+
+def annotation_of(field: FieldInfo) -> Any:
+    """A field's type as it was written."""
+    if not field.metadata:
+        return field.annotation
+    return Annotated.__class_getitem__((field.annotation, *field.metadata))  # type: ignore[attr-defined]
+
+
+def bare_type(annotation: Any) -> Any:
+    """A type without its annotations and without None."""
+    if typing.get_origin(annotation) is Annotated:
+        return bare_type(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return bare_type(
+            next(each for each in typing.get_args(annotation) if each is not type(None))
+        )
+    return annotation
+
+
+def rule_of(annotation: Any) -> Rule:
+    """What a value must be."""
+    bare = bare_type(annotation)
+    words, remedy = {list: "a list", dict: "a section"}.get(typing.get_origin(bare) or bare, ""), ""
+    if fields_of(bare):
+        words = "a section of keys"
+    if typing.get_origin(bare) is Literal:
+        words = f"one of {', '.join(in_yaml(each, bare=True) for each in typing.get_args(bare))}"
+    for rule in _rules_in(annotation):
+        words, remedy = rule.words or words, rule.remedy or remedy
+    return Rule(words, remedy)
+
+
+def _rules_in(annotation: Any) -> list[Rule]:
+    if typing.get_origin(annotation) is Annotated:
+        inner, *metadata = typing.get_args(annotation)
+        return _rules_in(inner) + [each for each in metadata if isinstance(each, Rule)]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [rule for each in typing.get_args(annotation) for rule in _rules_in(each)]
+    return []
+
+
+def _default(field: FieldInfo | None) -> str:
+    if field is None or field.is_required() or field.default_factory is not None:
+        return ""
+    if field.default is None:
+        return "Leave it out."
+    return f"{in_yaml(field.default, bare=True)} is the default."
+
+
+def in_yaml(value: Any, bare: bool = False) -> str:
+    """A value as a job file has it; a text in quotes unless `bare`."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:g}" if bare else repr(value)
+    return str(value) if bare else repr(value)
