@@ -10,17 +10,16 @@ waits for the device until the host itself has waited for its loss."""
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..config import ConfigError, SOARConfig
-from ..objective import SOARResult, Step, TrainingPoint, join
+from ..objective import SOARResult, Step, TrainingPoint
 from ..path import interpolate, widen
+from .batch import HostBatch, Randomness
 from .compatibility import (
     architecture,
     check_captions,
@@ -39,66 +38,6 @@ else:
 
 CHECKED_BATCHES = 3
 """So many batches of a run are checked to lie on the path; the check waits for the device."""
-
-
-@dataclass(frozen=True)
-class HostBatch:
-    """A batch of the host in the objective's terms.
-
-    `predict(states, timesteps, embeds)`, `judge(prediction, noise, states, timesteps)` and
-    `backward(loss)` are the host's own prediction, loss and backward."""
-
-    x0: Tensor
-    noisy_latents: Tensor
-    timesteps: Tensor
-    path: HostPath
-    embeds: Any
-    unconditional_embeds: Any
-    predict: Callable[[Tensor, Tensor, Any], Tensor]
-    judge: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    backward: Callable[[Tensor], None]
-
-    @property
-    def z(self) -> Tensor:
-        return self.path.straight(self.noisy_latents[:, : self.x0.shape[1]], self.sigma)
-
-    @property
-    def conditioning(self) -> Tensor:
-        """Channels that the host appended to the state; never drawn again."""
-        return self.noisy_latents[:, self.x0.shape[1] :]
-
-    @property
-    def sigma(self) -> Tensor:
-        return self.path.sigma(self.timesteps)
-
-    def predict_uncond(self, *_: Tensor) -> Tensor:
-        """The velocity without a condition, at the base state."""
-        embeds = repeat_embeds(self.unconditional_embeds, len(self.x0))
-        return self.path.velocity(
-            self.predict(self.noisy_latents, self.timesteps, embeds), self.z, self.sigma
-        )
-
-    def train_on(self, points: list[TrainingPoint]) -> Tensor:
-        """Points predicted in one forward, judged by the host one by one, and back-propagated;
-        their mean loss."""
-        number, joined = len(points), join(points)
-        conditioning = self.conditioning.repeat(number, *[1] * (self.conditioning.ndim - 1))
-        states = torch.cat(
-            [self.path.state(joined.z, joined.sigma), conditioning.to(joined.z)], dim=1
-        )
-        prediction = self.predict(
-            states, self.path.timesteps(joined.sigma), repeat_embeds(self.embeds, number)
-        )
-        parts = zip(prediction.chunk(number), states.chunk(number), points, strict=True)
-        losses = [
-            self.judge(
-                part, point.noise / self.path.noise_scale, state, self.path.timesteps(point.sigma)
-            )
-            for part, state, point in parts
-        ]
-        loss = torch.stack(losses).mean()
-        self.backward(loss * joined.weight)
-        return loss.detach()
 
 
 class Correction(Host):
@@ -181,21 +120,15 @@ class Correction(Host):
         # some losses change what the batch holds, the sound's target for one
         as_predicted = dict(vars(batch))
         base_loss = host_loss(
-            noise_pred,
-            noise,
-            noisy_latents,
-            timesteps,
-            batch,
-            mask_multiplier,
-            prior_pred,
+            noise_pred, noise, noisy_latents, timesteps, batch, mask_multiplier, prior_pred,
             **kwargs,
-        )
+        )  # fmt: skip
         primary, self._primary = self._primary, None
         if primary is None or self._prior_is_target(prior_pred):
             return base_loss  # plain training; hook_train_loop counts a correction that was due
 
         condition, randomness = primary
-        config = self.soar.at_step(self.step_num)
+        as_judged = dict(vars(batch))
 
         def predict(states: Tensor, levels: Tensor, embeds: Any) -> Tensor:
             """The host's prediction under the base prediction's circumstances: the batch's fields,
@@ -211,6 +144,7 @@ class Correction(Host):
             noisy_latents=noisy_latents,
             timesteps=timesteps,
             path=self._path(batch, timesteps),
+            randomness=randomness,
             embeds=condition.pop("conditional_embeds"),
             unconditional_embeds=self.unconditional_embeds,
             predict=predict,
@@ -219,23 +153,27 @@ class Correction(Host):
             ),
             backward=lambda loss: self.accelerator.backward(loss * self._regularisation(batch)),
         )
-        base = TrainingPoint(
-            widen(host.z), host.sigma, widen(noise) * host.path.noise_scale, config.base_weight
-        )
-        self._check_on_path(base, host.x0)
-        levels = replace(host.path.usable, shift=self._shift())
-        step = Step(host.x0, base, config, levels, self._own_generator())
-        v_cond = host.path.velocity(noise_pred.detach(), host.z, host.sigma)
-        # the points overwrite what the base loss left
-        logs, as_judged = dict(self.additional_logs), dict(vars(batch))
-        host.backward(base_loss * base.weight)
-        with randomness.kept():
-            self._result = step.correct(
-                base_loss.detach(), v_cond, host.train_on, host.predict_uncond
-            )
+        logs = dict(self.additional_logs)
+        self._result = self._correct(base_loss, noise_pred.detach(), noise, host)
+        # the points overwrote what the base loss left
         self.additional_logs = logs
         vars(batch).update(as_judged)
         return self._result.total.detach().requires_grad_(True)
+
+    def _correct(
+        self, base_loss: Tensor, noise_pred: Tensor, noise: Tensor, host: HostBatch
+    ) -> SOARResult:
+        """Trains on the base loss and on the correction points, one graph after the other."""
+        config, path = self.soar.at_step(self.step_num), host.path
+        noise = widen(noise) * path.noise_scale
+        base = TrainingPoint(widen(host.z), host.sigma, noise, config.base_weight)
+        self._check_on_path(base, host.x0)
+        levels = replace(path.usable, shift=self._shift())
+        step = Step(host.x0, base, config, levels, self._own_generator())
+        v_cond = path.velocity(noise_pred, host.z, host.sigma)
+        host.backward(base_loss * base.weight)
+        with host.randomness.kept():
+            return step.correct(base_loss.detach(), v_cond, host.train_on, host.predict_uncond)
 
     def _read(self, result: SOARResult) -> None:
         """One transfer for all of a batch's numbers."""
@@ -312,44 +250,3 @@ class Correction(Host):
 
     def _shift(self) -> float:
         return float(self.sd.noise_scheduler.config.get("shift", 1.0))
-
-
-class Randomness:
-    """Torch's generators as they are now, to be drawn from again: some models draw their
-    conditioning in every prediction."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = [device] if device.type == "cuda" else []
-        self._states = [
-            torch.get_rng_state(),
-            *(torch.cuda.get_rng_state(device) for device in self._cuda),
-        ]
-
-    def rewind(self) -> None:
-        torch.set_rng_state(self._states[0])
-        for device, state in zip(self._cuda, self._states[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Whatever is drawn inside, the host goes on where it was."""
-        with torch.random.fork_rng(self._cuda):
-            yield
-
-
-def repeat_embeds(embeds: Any, number: int) -> Any:
-    """The host's prompt embeddings, `number` times one after the other."""
-    if number == 1:
-        return embeds
-    features = getattr(embeds, "text_embeds", None)
-    if isinstance(features, (list, tuple)) and features[0].ndim > 2:
-        # HiDream's: a tensor for each encoder, (B, L, D) and (layers, B, L, D), which the host's
-        # own way would put in a row
-        repeated = embeds.clone()
-        repeated.text_embeds = [torch.cat([each] * number, dim=-3) for each in features]
-        if repeated.pooled_embeds is not None:
-            repeated.pooled_embeds = torch.cat([repeated.pooled_embeds] * number)
-        return repeated
-    from toolkit.prompt_utils import concat_prompt_embeds
-
-    return concat_prompt_embeds([embeds] * number)
