@@ -1,13 +1,14 @@
-"""SOAR, the objective: plain flow matching on one more kind of point (docs/method.md; arXiv
-2604.12617).
+"""SOAR, the objective: plain flow matching on one more kind of point (arXiv 2604.12617).
 
 A training point is a state, its level, and the noise under which the state is an ordinary training
 state of x0. The base point is drawn by the trainer; the correction points lie off the trajectory,
-where one step of the current model leads. All points are trained alike: predict `noise - x0`.
+where one step of the current model leads. All points are trained alike: predict `noise - x0`. The
+numbers are Algorithm 1's steps, as docs/method.md has them.
 
 Another objective of this kind differs in one of three things, each one function: how the model
 steps off the trajectory (a function in ROLLOUTS), whose error the points carry (`Step.carry`), and
-where they lie (`Step.place`)."""
+where they lie (`Step.place`).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,8 +40,7 @@ class TrainingPoint:
 
 @dataclass(frozen=True)
 class OffPath:
-    """Where a rollout leads: `z` at level `sigma`. `on_path` is the trajectory's own state
-    there."""
+    """Where a rollout leads: `z` at level `sigma`; `on_path` is the trajectory's state there."""
 
     z: Tensor
     sigma: Tensor
@@ -57,7 +57,8 @@ class SOARResult:
 
     `correction` is the unweighted mean over the correction points (0 without any). `step_size`:
     root mean square of z_off - on_path. `correction_size`: the same of v_corr - (noise - x0).
-    `sigma_aux`: mean level of the points."""
+    `sigma_aux`: mean level of the points.
+    """
 
     total: Tensor
     base: Tensor
@@ -201,7 +202,8 @@ def soar_backward(
     `generator`: one, or one per sample. `snap` maps drawn levels to the host's grid; `shift` is the
     inference schedule's, for `step_space: schedule`. `backward` gets each point's loss, weighted:
     pass `accelerator.backward` where there is an accelerator. `kind`: an heir of Step that carries
-    or places otherwise."""
+    or places otherwise.
+    """
 
     def train_on(point: TrainingPoint) -> tuple[Tensor, Tensor]:
         data = x0.repeat(len(point.sigma) // len(sigma), *[1] * (x0.ndim - 1))

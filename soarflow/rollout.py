@@ -26,10 +26,9 @@ def draw(sampler: Callable[..., Tensor], like: Tensor, generator: Generator) -> 
     dtype = widen(like).dtype
     there = {"device": like.device, "non_blocking": like.is_cuda}  # blocking would wait for the GPU
     if isinstance(generator, Sequence):
-        options = [{"generator": each, "device": each.device} for each in generator]
-        return torch.stack([sampler(like.shape[1:], dtype=dtype, **each) for each in options]).to(
-            **there
-        )
+        shape = like.shape[1:]
+        parts = [sampler(shape, generator=g, device=g.device, dtype=dtype) for g in generator]
+        return torch.stack(parts).to(**there)
     device = generator.device if generator is not None else like.device
     return sampler(like.shape, generator=generator, device=device, dtype=dtype).to(**there)
 
@@ -48,8 +47,9 @@ def ode_step(z: Tensor, sigma: Tensor, sigma_next: Tensor, v: Tensor) -> Tensor:
 class Jump:
     """A step to take: from `z` (B, ...) at `sigma` (B,) down to `sigma_next` with the velocity `v`.
 
-    `on_path` is the trajectory's own state at sigma_next. A way that adds noise has `strength` of
-    it, from `generator`."""
+    `on_path` is the trajectory's own state at sigma_next. A way that adds noise adds `strength` of
+    it, from `generator`.
+    """
 
     z: Tensor
     sigma: Tensor
@@ -90,8 +90,7 @@ def simple(jump: Jump) -> Tensor:
 
 
 def sde(jump: Jump) -> Tensor:
-    """z - h v - g^2 h noise_hat / (2 sigma) + g sqrt(h) xi, g = strength: it has the ODE's
-    marginals."""
+    """z - h v - g^2 h noise_hat / (2 sigma) + g sqrt(h) xi, g = strength: the ODE's marginals."""
     return _diffuse(jump, torch.full_like(expand(jump.sigma, jump.z), jump.strength))
 
 
@@ -109,8 +108,9 @@ def _diffuse(jump: Jump, g: Tensor) -> Tensor:
 def cps(jump: Jump) -> Tensor:
     """Coefficients-preserving sampling: the state has exactly the noise that its level says.
 
-    (1 - sigma_next) x0_hat + sqrt(sigma_next^2 - s^2) noise_hat + s xi, s = sigma_next sin(strength
-    pi / 2)"""
+    (1 - sigma_next) x0_hat + sqrt(sigma_next^2 - s^2) noise_hat + s xi with
+    s = sigma_next sin(strength pi / 2).
+    """
     lower = expand(jump.sigma_next, jump.z)
     s = lower * math.sin(jump.strength * math.pi / 2)
     kept = (1 - lower) * clean_estimate(jump.z, jump.sigma, jump.v)
