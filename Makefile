@@ -6,7 +6,7 @@ DEMO_FLAGS ?=
 .PHONY: quickstart test test-all lint clean
 
 quickstart: .venv/installed
-	$(RUN) -m soarflow.cli demo $(DEMO_FLAGS)
+	$(RUN) -m soarflow demo $(DEMO_FLAGS)
 
 test: .venv/installed
 	$(RUN) -m pytest -m "not slow"

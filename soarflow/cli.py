@@ -3,10 +3,13 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .config import ConfigError
+from .terminal import command, silence_loading_bars
 from .tinyscenes import BUNDLED
 
 if TYPE_CHECKING:
@@ -31,69 +34,64 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="soarflow", description="Train flow-matching models with SOAR."
     )
-    commands = parser.add_subparsers(
-        required=True, metavar="train | check | sample | evaluate | demo | schema"
+    parser.add_argument("--version", action="version", version=f"soarflow {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(run: Callable[[argparse.Namespace], int], words: str) -> Callable[..., Any]:
+        name = run.__name__.removeprefix("_")
+        made = commands.add_parser(name, help=words, description=words)
+        made.set_defaults(run=run)
+
+        def option(*names: str, help: str, **settings: Any) -> None:
+            shown = f"{help} (default: %(default)s)" if "default" in settings else help
+            made.add_argument(*names, help=shown, **settings)
+
+        return option
+
+    add(_train, "run an AI Toolkit job file on the built-in engine")(
+        "job", type=Path, help="a YAML file"
+    )
+    add(_check, "read a job file, say what it would do, run nothing")(
+        "job", type=Path, help="a YAML file"
     )
 
-    train = commands.add_parser("train", help="run an AI Toolkit job file on the built-in engine")
-    train.add_argument("job", type=Path)
-    train.set_defaults(run=_train)
+    option = add(_sample, "draw pictures for prompts")
+    option("prompts", nargs="+", help="one or more prompts; several give a grid")
+    option("--output", type=Path, default=Path("sample.png"), help="the picture's file")
+    _add_model_options(option)
+    option("--width", type=int, default=64, help="in pixels")
+    option("--height", type=int, default=64, help="in pixels")
+    option("--scale", type=int, default=1, help="enlarge the pictures by a whole factor")
 
-    check = commands.add_parser("check", help="read a job file, say what it would do, run nothing")
-    check.add_argument("job", type=Path)
-    check.set_defaults(run=_check)
+    option = add(_evaluate, "how many held-out captions a tinyscenes model draws right")
+    _add_model_options(option)
+    option("--number", type=int, default=210, help="captions, the seven categories in turn")
+    option("--json", type=Path, help="write the table here too")
 
-    sample = commands.add_parser("sample", help="draw pictures for prompts")
-    sample.add_argument("prompts", nargs="+", help="one or more prompts; several give a grid")
-    sample.add_argument("--output", type=Path, default=Path("sample.png"))
-    _add_model_options(sample)
-    sample.add_argument("--width", type=int, default=64)
-    sample.add_argument("--height", type=int, default=64)
-    sample.add_argument(
-        "--scale", type=int, default=1, help="enlarge the pictures by a whole factor"
-    )
-    sample.set_defaults(run=_sample)
+    option = add(_demo, "SOAR against plain SFT on the bundled model, in minutes")
+    option("--output", type=Path, default=Path("quickstart"), help="folder of all that it writes")
+    option("--steps", type=int, default=150, help="training steps of each model")
+    option("--number", type=int, default=210, help="captions to evaluate on")
 
-    evaluate = commands.add_parser(
-        "evaluate", help="how many held-out captions a tinyscenes model draws right"
-    )
-    _add_model_options(evaluate)
-    evaluate.add_argument(
-        "--number", type=int, default=210, help="captions, the seven categories in turn"
-    )
-    evaluate.add_argument("--json", type=Path, help="write the table here too")
-    evaluate.set_defaults(run=_evaluate)
-
-    demo = commands.add_parser(
-        "demo", help="SOAR against plain SFT on the bundled model, in minutes"
-    )
-    demo.add_argument("--output", type=Path, default=Path("quickstart"))
-    demo.add_argument("--steps", type=int, default=150)
-    demo.add_argument("--number", type=int, default=210, help="captions to evaluate on")
-    demo.set_defaults(run=_demo)
-
-    schema = commands.add_parser("schema", help="print what editors need to check job files")
-    schema.add_argument("--of", choices=("engine", "ai_toolkit", "page"), default="engine")
-    schema.set_defaults(run=_schema)
+    option = add(_schema, "print what editors need to check job files")
+    option("--of", choices=("engine", "ai_toolkit", "page"), default="engine", help="what to print")
     return parser
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=str(BUNDLED), help="a diffusers pipeline (default: the bundled one)"
-    )
-    parser.add_argument("--arch", default="zimage")
-    parser.add_argument("--lora", type=Path, help="a LoRA's .safetensors")
-    parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=42)
+def _add_model_options(option: Callable[..., Any]) -> None:
+    option("--model", help="a diffusers pipeline (default: the bundled one)")
+    option("--arch", default="zimage", help="its family")
+    option("--lora", type=Path, help="a LoRA's .safetensors")
+    option("--guidance", type=float, default=4.0, help="guidance scale")
+    option("--steps", type=int, default=20, help="steps of the sampler")
+    option("--seed", type=int, default=42, help="seed of the first picture")
 
 
 def _train(args: argparse.Namespace) -> int:
     from .engine.job import read_job
     from .engine.training import train
 
-    _silence_loading_bars()
+    silence_loading_bars()
     job = read_job(args.job)
     print(job.describe(), flush=True)
     outcome = train(job)
@@ -104,7 +102,7 @@ def _train(args: argparse.Namespace) -> int:
         )
         return 0
     print(
-        f"stopped at step {outcome.step}, saved: {outcome.weights}\nto go on: soarflow train "
+        f"stopped at step {outcome.step}, saved: {outcome.weights}\nto go on: {command()} train "
         f"{args.job}"
     )
     return 130
@@ -125,27 +123,22 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _silence_loading_bars() -> None:
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
 def _load(args: argparse.Namespace) -> "Family":
     import torch
 
     from .engine.families import FAMILIES, load_family
 
-    _silence_loading_bars()
+    silence_loading_bars()
     for name, low in (("steps", 1), ("guidance", 0)):
         if not getattr(args, name) >= low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
     if args.arch not in FAMILIES:
         raise ConfigError(f"--arch must be one of {', '.join(FAMILIES)}, got {args.arch}.")
     family = load_family(
-        args.arch, args.model, torch.float32, "cuda" if torch.cuda.is_available() else "cpu"
+        args.arch,
+        args.model or str(BUNDLED),
+        torch.float32,
+        "cuda" if torch.cuda.is_available() else "cpu",
     )
     if args.lora is not None:
         if not args.lora.is_file():
@@ -200,7 +193,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from .bundled.demo import demo
 
-    _silence_loading_bars()
+    silence_loading_bars()
     for name, low in (("steps", 1), ("number", 7)):
         if getattr(args, name) < low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
@@ -220,7 +213,3 @@ def _schema(args: argparse.Namespace) -> int:
             )
         )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import soarflow
+from soarflow.terminal import command
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -46,7 +49,8 @@ def test_no_module_imports_in_a_circle_and_nobody_imports_the_command():
                 imports[name] |= {base, *(f"{base}.{each.name}" for each in node.names)}
     graph = {name: {each for each in found if each in imports} for name, found in imports.items()}
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError
-    assert not [name for name, found in graph.items() if "soarflow.cli" in found]
+    importers = [name for name, found in graph.items() if "soarflow.cli" in found]
+    assert importers == ["soarflow.__main__"]
 
 
 @pytest.mark.parametrize("name", ["aitk_soar", "soar", "soarflow", "my_clone"])
@@ -98,3 +102,26 @@ def test_the_example_loop_learns():
     )
     rows = [line.split() for line in printed.stdout.splitlines()]
     assert float(rows[-1][3]) < 0.7 * float(rows[0][3])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-m", "soarflow"], ["-c", "from soarflow.cli import main; main()"]]
+)
+def test_the_command_runs_as_a_module_and_tells_its_version(arguments):
+    command = [sys.executable, *arguments, "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout == (
+        f"soarflow {soarflow.__version__}\n"
+    )
+
+
+def test_what_is_printed_to_be_typed_can_be_typed(monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    python_file = tmp_path / ".venv" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python_file))
+    assert command() == f"{python_file} -m soarflow"
+    python_file.parent.mkdir(parents=True)
+    python_file.with_name("soarflow").touch()
+    assert command() == ".venv/bin/soarflow"
+    monkeypatch.chdir("/")
+    assert command() == str(python_file.with_name("soarflow"))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soarflow.bundled.scoring import wilson
+from soarflow.bundled.pictures import comparison
+from soarflow.bundled.scoring import Scores, wilson
 from soarflow.tinyscenes.captions import (
     CATEGORIES,
     Caption,
@@ -15,8 +16,16 @@ from soarflow.tinyscenes.captions import (
     is_held_out,
     parse,
 )
-from soarflow.tinyscenes.evaluator import evaluate_image, judge
-from soarflow.tinyscenes.scenes import Sloppiness, Thing, draw_scenes, holds, render, write_folder
+from soarflow.tinyscenes.evaluator import Verdict, evaluate_image, judge
+from soarflow.tinyscenes.scenes import (
+    SIZE,
+    Sloppiness,
+    Thing,
+    draw_scenes,
+    holds,
+    render,
+    write_folder,
+)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -146,3 +155,15 @@ def test_wilsons_interval():
     low, high = wilson(50, 100)
     assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
     assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == 1
+
+
+def test_the_comparison_marks_every_picture_right_or_wrong():
+    captions = draw_captions(np.random.default_rng(0), 3, held_out=False)
+    images = [Image.new("RGB", (SIZE, SIZE), "white")] * 3
+    verdicts = [Verdict(True, 1.0, []), Verdict(False, 0.5, []), Verdict(True, 1.0, [])]
+    results = {name: Scores({}, {}, captions, images, verdicts) for name in ("base", "SOAR")}
+    picture = comparison(results, 2)
+    shown = {color for _, color in picture.getcolors(maxcolors=100_000)}
+    assert {(26, 127, 55), (207, 34, 46), (255, 255, 255)} <= shown
+    right_alone = {color for _, color in comparison(results, 1).getcolors(maxcolors=100_000)}
+    assert (207, 34, 46) not in right_alone

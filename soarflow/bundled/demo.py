@@ -13,10 +13,11 @@ import yaml
 
 from ..engine.families import load_family
 from ..engine.job import read_job
-from ..engine.sampling import grid
 from ..engine.training import train
+from ..terminal import command
 from ..tinyscenes import BUNDLED
 from ..tinyscenes.scenes import CLEAN_NUMBER, write_clean_set
+from .pictures import comparison
 from .scoring import Scores, score, table
 
 TRAINERS = {"SFT": "diffusion_trainer", "SOAR": "SOARTrainer"}
@@ -93,7 +94,7 @@ def demo(output: Path, steps: int, number: int) -> None:
     for label, lora in loras.items():
         if lora is not None:
             family.pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
-        results[label] = score(family, number)
+        results[label] = score(family, number, name=label)
         family.pipeline.unload_lora_weights()
 
     print(
@@ -102,10 +103,7 @@ def demo(output: Path, steps: int, number: int) -> None:
     )
     print(table(results))
     pictures = output / "comparison.png"
-    shown = [
-        result.images[index] for result in results.values() for index in range(min(14, number))
-    ]
-    grid(shown, min(14, number), scale=2).save(pictures)
+    comparison(results, 14).save(pictures)
     record = {
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}",
@@ -123,13 +121,10 @@ def demo(output: Path, steps: int, number: int) -> None:
         f"{', '.join(f'{label} {value:.0f} s' for label, value in seconds.items())}; all of it "
         f"{total:.0f} s"
     )
-    print(f"pictures (rows: {', '.join(results)}): {pictures}")
+    print(f"the first pictures of each: {pictures}")
     print(f"LoRAs: {', '.join(str(lora) for lora in loras.values() if lora)}")
-    print(
-        "next: soarflow sample 'a red circle above a blue square' --scale 4 --lora "
-        f"'{loras['SOAR']}'"
-    )
-    print(
-        f"      or change 'soar:' and 'name:' in {output / 'soar.yaml'} and run: soarflow train "
-        f"'{output / 'soar.yaml'}'"
-    )
+    call, file = command(), output / "soar.yaml"
+    print("\nnext, draw with it:")
+    print(f"  {call} sample 'a red circle above a blue square' --scale 4 --lora '{loras['SOAR']}'")
+    print(f"or change 'soar:' and 'name:' in {file} and train again:")
+    print(f"  {call} train '{file}'")

@@ -11,7 +11,7 @@ from PIL import Image
 from ..engine.families import Family
 from ..engine.sampling import sample
 from ..tinyscenes.captions import CATEGORIES, Caption, category_of, draw_captions
-from ..tinyscenes.evaluator import evaluate_image
+from ..tinyscenes.evaluator import Verdict, evaluate_image
 from ..tinyscenes.scenes import SIZE
 
 CAPTION_SEED = 77
@@ -45,6 +45,7 @@ class Scores:
     rates: dict[str, Rate]
     captions: list[Caption]
     images: list[Image.Image]
+    verdicts: list[Verdict]
 
     def to_json(self) -> str:
         return json.dumps(
@@ -71,10 +72,10 @@ def score(
     guidance_scale: float = 4.0,
     steps: int = 20,
     seed: int = 42,
-    progress: Any = None,
+    name: str = "the model",
 ) -> Scores:
     """Draws `number` held-out captions (the same for every model), samples them and reads the
-    pictures."""
+    pictures. `name` is what the bar calls the model."""
     from tqdm import tqdm
 
     captions = draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
@@ -86,7 +87,7 @@ def score(
         height=SIZE,
         guidance_scale=guidance_scale,
         steps=steps,
-        progress=progress or (lambda batches: tqdm(batches, desc="sampling", leave=False)),
+        progress=lambda batches: tqdm(batches, desc=f"sampling {name}", leave=False),
     )
     verdicts = [
         evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)
@@ -98,7 +99,7 @@ def score(
         "overall": Rate.of(verdicts)
     }
     settings = {"number": number, "guidance_scale": guidance_scale, "steps": steps, "seed": seed}
-    return Scores(settings, rates, captions, images)
+    return Scores(settings, rates, captions, images, verdicts)
 
 
 def table(results: dict[str, Scores]) -> str:

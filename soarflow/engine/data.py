@@ -97,12 +97,15 @@ def seeded_generator(seed: int, *purpose: object) -> torch.Generator:
 def load_training_set(job: Job, family: Family) -> TrainingSet:
     """Reads the folders, encodes what is not cached yet, and returns everything in memory. Raises
     ConfigError."""
+    from tqdm import tqdm
+
     items: list[Item] = []
     encoders = fingerprint(family.pipeline.vae), fingerprint(family.pipeline.text_encoder)
     captions = {""}
     store: dict[str, bool] = {"": all(dataset.cache_text_embeddings for dataset in job.datasets)}
     for dataset in job.datasets:
-        for path, caption in list_images(dataset, job.trigger_word):
+        pictures = list_images(dataset, job.trigger_word)
+        for path, caption in tqdm(pictures, desc="encoding pictures", leave=False, delay=1):
             captions.add(caption)
             store[caption] = dataset.cache_text_embeddings
             for resolution in dataset.resolution:
@@ -117,7 +120,7 @@ def load_training_set(job: Job, family: Family) -> TrainingSet:
             family,
             text,
         )
-        for text in sorted(captions)
+        for text in tqdm(sorted(captions), desc="encoding captions", leave=False, delay=1)
     }
     return TrainingSet(items, embeddings, job.train.batch_size, job.train.seed)
 

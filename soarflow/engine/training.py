@@ -3,6 +3,7 @@ step, top to bottom."""
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -267,6 +268,7 @@ def train(
     step, saved."""
     from tqdm import tqdm
 
+    say(f"loading {job.model.name_or_path}")
     run = make_run(job)
     job.save_root.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.load_state(job.save_root)
@@ -285,7 +287,7 @@ def train(
         for step in bar:
             row = run.training_step(step)
             metrics.write(step, row)
-            bar.set_postfix(base=f"{row['base']:.3f}", correction=f"{row['correction']:.3f}")
+            bar.set_postfix(_shown(row))
             done = step + 1
             last = done == job.train.steps
             if done % job.sample.sample_every == 0 or last:
@@ -303,6 +305,12 @@ def train(
     with run.averaged_weights():
         weights = checkpoint.save_weights(job, run.family, None if finished else step)
     return Outcome(weights, step, finished)
+
+
+def _shown(row: dict[str, float]) -> dict[str, str]:
+    """The losses beside the bar; of a step without correction the one that there is."""
+    keys = ("base", "correction") if row["correction"] else ("loss",)
+    return {key: f"{row[key]:.3f}" for key in keys}
 
 
 class Metrics:
@@ -352,6 +360,7 @@ def interruption() -> Iterator[Callable[[], bool]]:
     caught = []
 
     def remember(number: int, frame: object) -> None:
+        print("\nstopping after this step, saved; Ctrl-C again stops at once", file=sys.stderr)
         caught.append(number)
         signal.signal(signal.SIGINT, previous)
 
