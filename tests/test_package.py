@@ -123,5 +123,7 @@ def test_what_is_printed_to_be_typed_can_be_typed(monkeypatch, tmp_path):
     python_file.parent.mkdir(parents=True)
     python_file.with_name("soarflow").touch()
     assert command() == ".venv/bin/soarflow"
-    monkeypatch.chdir("/")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     assert command() == str(python_file.with_name("soarflow"))
