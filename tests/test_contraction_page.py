@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report import Study
 from scipy import stats
+from study.statistics import Study
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
