@@ -17,6 +17,7 @@ from soarflow import SOARConfig
 from soarflow.cli import _parser
 from soarflow.engine.job import read_job
 from soarflow.tinyscenes import BUNDLED
+from soarflow.tinyscenes.scenes import CLEAN_NUMBER, PALETTE, SIZE
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -113,6 +114,19 @@ def test_the_settings_page_shows_every_key_with_its_default():
     assert {*shown, "rollout_noise"} == set(inspect.signature(SOARConfig).parameters)
     for key in inspect.signature(SOARConfig).parameters:
         assert f"**`{key}`** (" in text or f"| `{key}` | " in text
+
+
+def test_the_pages_tell_the_defaults_of_the_four_settings():
+    for name in ("num_steps", "cfg_scale", "correction_weight", "num_aux_points"):
+        default = f"({getattr(SOARConfig(), name):g})"
+        assert f"- `{name}` {default}: " in page("README")
+        assert f"**`{name}`** {default}: " in page("settings")
+
+
+def test_the_readme_describes_the_quickstart_and_its_model():
+    text = page("README")
+    assert f"writes {CLEAN_NUMBER} pictures" in text and f"{SIZE} x {SIZE} pixels" in text
+    assert "five colours" in text and len(PALETTE) == 5
 
 
 # Cost
