@@ -9,9 +9,9 @@ import statistics
 from pathlib import Path
 
 import pytest
-import report
 import yaml
 from PIL import Image
+from study import report
 
 from soarflow import SOARConfig
 from soarflow.cli import _parser
@@ -274,7 +274,8 @@ def against(study, sampling, arm, steps):
 def test_soar_is_nowhere_better_in_graded_score_than_its_controls(study):
     for sampling in GROUP_OF:
         for control in (("SFT", 150), ("SFT N levels", 150), ("SFT", 800)):
-            assert against(study, sampling, *control).verdict() != "better"
+            change = against(study, sampling, *control)
+            assert change.mean <= change.half  # "nothing that we could measure"
     levels = against(study, "2.5/30", "SFT N levels", 150)
     assert f"(graded score {levels.signed})" in page("README")
 
@@ -313,7 +314,8 @@ def test_the_full_fine_tune_shows_no_gain_either(study):
         for sampling in study.samplings("full"):
             for control in (("SFT", steps), ("SFT N levels", steps), ("SFT", plain)):
                 keys = ("full", "SOAR", steps), ("full", *control)
-                assert study.difference(*keys, sampling, "score").verdict() != "better"
+                change = study.difference(*keys, sampling, "score")
+                assert change.mean <= change.half
 
 
 def test_the_drift_of_the_bundled_model(study):
@@ -332,7 +334,7 @@ def test_the_drift_of_the_bundled_model(study):
     text = page("when-it-helps")
     words = f"{drift[0.6]:.2f} down to sigma 0.6, {drift[0.4]:.2f} to 0.4, {drift[0.2]:.2f} to 0.2"
     assert words in text
-    assert f'"exposure bias" of {at[0.4][0] / at[0.4][1]:.2f}' in text
+    assert f'"own / on-path error" of {at[0.4][0] / at[0.4][1]:.2f}' in text
 
 
 def in_short(change, digits):
@@ -347,8 +349,9 @@ def test_the_sweeps_figures(study):
 
     settings, when = page("settings"), page("when-it-helps")
     others = [key for key in study.cells if key[0] == "sweep" and key != default]
-    verdicts = {study.difference(key, default, "2.5/8", "score").verdict() for key in others}
-    assert verdicts == {"none"} and f"{len(others)} settings were compared" in settings
+    changes = [study.difference(key, default, "2.5/8", "score") for key in others]
+    assert all(abs(each.mean) <= each.half for each in changes)  # "none is better or worse"
+    assert f"{len(others)} settings were compared" in settings
     taught = study.difference(
         study.find("main", "SFT"), study.find("main", "base"), "2.5/8", "score"
     )
@@ -378,7 +381,6 @@ def test_the_pull_in_the_pictures(study):
 # The pull in closed form and on a network
 
 DEFAULTS = {"num_steps": 30, "rollout": "ode", "shared_noise": True, "arm": None, "share": None}
-ARMS = {"another sample's error": "another_error", "a random sign": "random_sign"}
 
 
 def slopes(rows, **wanted):
@@ -403,35 +405,6 @@ def closed_form():
 
 def network():
     return result("contraction_bundled")["rows"]
-
-
-def contraction_rows():
-    """(made of, label, cells) of every row of slopes in the page on contraction."""
-    sections = PAGES["contraction"].read_text(encoding="utf-8").split("\n## ")
-    for section in sections:
-        rows = network if "network" in section.splitlines()[0] else closed_form
-        for label, cells in re.findall(r"^\| (.+?) \|((?: \d\.\d{3} \|){4})$", section, re.M):
-            yield pytest.param(rows, label, cells.split(" | "), id=f"{rows.__name__}: {label}")
-
-
-@pytest.mark.parametrize(("rows", "label", "cells"), contraction_rows())
-def test_the_contraction_pages_tables_are_the_committed_ones(rows, label, cells):
-    settings = {key: yaml.safe_load(value) for key, value in re.findall(r"`(\w+): ([^`]+)`", label)}
-    wanted = {**settings, "halfway": "half-way" in label}
-    wanted["arm"] = next((arm for words, arm in ARMS.items() if label.startswith(words)), None)
-    shown = [float(cell.strip(" |")) for cell in cells]
-    assert shown == [round(slope, 3) for slope in slopes(rows(), **wanted).values()]
-
-
-def test_the_contraction_page_tells_the_studys_figures_of_the_pull(study):
-    text = page("contraction")
-    levels = study.find("pull", "SFT N levels")
-    for arm, name in (("SOAR", "SOAR"), *((arm, words) for words, arm in ARMS.items())):
-        changes = [
-            study.difference(study.find("pull", arm), levels, "2.5/8", measure).signed
-            for measure in ("sharpness", "variety")
-        ]
-        assert re.search(rf"\| {name}[^|]* \| " + re.escape(" | ".join(changes)), text)
 
 
 def test_the_pull_in_when_it_helps():
