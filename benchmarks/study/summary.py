@@ -40,8 +40,8 @@ def _count(name: str, changes: list[Estimate]) -> str:
     called = [change.verdict() for change in changes]
     alone = [change.alone() for change in changes]
     words = ", ".join(f"{called.count(each)} {each}" for each in ("better", "worse", "none"))
-    better, worse = alone.count("better"), alone.count("worse")
-    return f"against {name} {words} (uncorrected {better} better, {worse} worse)"
+    counts = [f"{alone.count(each)} {each}" for each in ("better", "worse") if each in alone]
+    return f"against {name} {words}" + (f" (uncorrected {', '.join(counts)})" if counts else "")
 
 
 def _changes(study: Study) -> list[str]:
