@@ -2,10 +2,12 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import quality
 import torch
 from study import comparisons, plots, report
 from study.arms import (
@@ -33,7 +35,9 @@ from study.statistics import Estimate, Study, holm
 from torch.testing import assert_close
 
 from soarflow import OffPath, SOARConfig
+from soarflow.engine.families import load_family
 from soarflow.objective import base_point
+from soarflow.tinyscenes import BUNDLED
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -247,16 +251,27 @@ def test_a_result_without_a_hash_or_of_no_cell_is_refused(small):
         read(file, small.planned[0])
 
 
-@pytest.mark.slow
-def test_two_small_cells_run_and_are_read_back(tmp_path):
+def test_two_small_cells_run_and_are_read_back(tmp_path, monkeypatch):
+    uncompiled = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
+    monkeypatch.setattr("study.measure.sampling_family", lambda: uncompiled)
     planned = [
-        Cell(replace(group, samplings=((1.0, 1),)), arm, 2, 0, 14)
+        Cell(replace(group, samplings=((1.0, 1),)), arm, 1, 0, 14)
         for group, arm in ((MAIN, SOAR), (FULL, ANOTHER_ERROR))
     ]
     run(planned, tmp_path, minutes=10)
     study = Study(tmp_path, planned)
-    assert list(study.cells) == [("full", "another_error", 2), ("main", "SOAR", 2)]
+    assert list(study.cells) == [("full", "another_error", 1), ("main", "SOAR", 1)]
     assert all(0 <= study.estimate(key, "1.0/1", "score").mean <= 1 for key in study.cells)
+
+
+def test_quick_runs_the_base_plain_sft_and_soar(monkeypatch):
+    ran = []
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--quick"])
+    monkeypatch.setattr(quality, "run", lambda study, folder, _: ran.append((folder.name, study)))
+    quality.main()
+    ((folder, study),) = ran
+    assert folder == "quality_quick" and [cell.arm for cell in study] == [BASE, SFT, SOAR]
+    assert {cell.number for cell in study} == {105}
 
 
 # statistics
