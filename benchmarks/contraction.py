@@ -12,14 +12,12 @@ with --bundled it does the same on the bundled model, into contraction_bundled.j
 
 import argparse
 import itertools
-import json
-import subprocess
 from dataclasses import replace
-from datetime import date
-from pathlib import Path
 
+import record
 import torch
-from quality import encode_held_out
+from study.arms import ANOTHER_ERROR, RANDOM_SIGN
+from study.measure import encode_held_out
 from study.objectives import AnotherError, RandomSign
 from torch import Tensor
 
@@ -30,11 +28,10 @@ from soarflow.path import clean_estimate, effective_noise
 from soarflow.rollout import renoise
 from soarflow.tinyscenes import BUNDLED
 
-HERE = Path(__file__).parent
 SPREAD, SHARE = 0.1, 0.9
 LEVELS = (0.9, 0.7, 0.5, 0.3)
 BUNDLED_SCENES = 33
-ERRORS = ("another_error", "random_sign")
+ERRORS = (ANOTHER_ERROR, RANDOM_SIGN)
 
 
 def posterior_mean(z: Tensor, sigma: Tensor, share: float) -> Tensor:
@@ -61,7 +58,7 @@ class GuidanceOnly(Step):
 
 
 KINDS = {
-    "soar": Step, "another_error": AnotherError, "random_sign": RandomSign,
+    "soar": Step, ANOTHER_ERROR.name: AnotherError, RANDOM_SIGN.name: RandomSign,
     "guidance_only": GuidanceOnly,
 }  # fmt: skip
 
@@ -151,7 +148,7 @@ def bundled_settings() -> list[dict]:
           for steps, scale, half in itertools.product((100, 30, 10, 4), scales, where)),
         *({"rollout": rollout, "cfg_scale": 1.0, "halfway": half}
           for rollout, half in itertools.product(("sde", "flow_sde", "cps", "simple"), where)),
-        *({"arm": arm, "num_steps": steps, "cfg_scale": scale, "halfway": half}
+        *({"arm": arm.name, "num_steps": steps, "cfg_scale": scale, "halfway": half}
           for arm, steps, scale, half in itertools.product(ERRORS, (30, 4), (1.0, 4.5), where)),
     ]  # fmt: skip
 
@@ -182,12 +179,12 @@ def settings() -> dict[str, list[dict]]:
         "an extra ordinary point (rollout: none)": [
             {"rollout": "none", "halfway": halfway} for halfway in (False, True)
         ],
-        "the error of another sample": [
-            {"arm": "another_error", "cfg_scale": scale, "halfway": halfway}
+        ANOTHER_ERROR.label: [
+            {"arm": ANOTHER_ERROR.name, "cfg_scale": scale, "halfway": halfway}
             for scale, halfway in itertools.product((1.0, 2.5, 4.5), (False, True))
         ],
-        "the error with a random sign": [
-            {"arm": "random_sign", "cfg_scale": scale, "halfway": halfway}
+        RANDOM_SIGN.label: [
+            {"arm": RANDOM_SIGN.name, "cfg_scale": scale, "halfway": halfway}
             for scale, halfway in itertools.product((1.0, 4.5), (False, True))
         ],
         "the guidance's displacement alone": [
@@ -211,12 +208,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.bundled:
-        record = {
-            "pictures": args.pictures,
-            "seed": args.seed,
-            "rows": measure_bundled(args.pictures, args.seed),
-        }
-        write("contraction_bundled", record)
+        rows = measure_bundled(args.pictures, args.seed)
+        found = {"pictures": args.pictures, "seed": args.seed, "rows": rows}
+        write("contraction_bundled", found)
         return
     tables: dict[str, list[dict]] = {}
     for title, rows in settings().items():
@@ -243,12 +237,8 @@ def main() -> None:
     write("contraction", {"draws": args.number, "seed": args.seed, "tables": tables})
 
 
-def write(name: str, record: dict) -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    stamp = {"date": date.today().isoformat(), "commit": commit}
-    (HERE / "results" / f"{name}.json").write_text(json.dumps({**stamp, **record}, indent=1) + "\n")
+def write(name: str, found: dict) -> None:
+    record.write(record.RESULTS / f"{name}.json", {**record.stamp(), **found})
 
 
 if __name__ == "__main__":

@@ -12,16 +12,12 @@ if the rollout is guided."""
 import argparse
 import functools
 import itertools
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
 
+import record
 import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, SD3Transformer2DModel
 from peft import LoraConfig
@@ -34,7 +30,6 @@ from soarflow.path import interpolate, next_level, velocity
 from soarflow.rollout import guide, ode_step
 from soarflow.tinyscenes import BUNDLED
 
-HERE = Path(__file__).parent
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -331,24 +326,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; 0 times nothing")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "meta"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    hardware = (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    )
     for name in args.models:
         rows = []
         for training, checkpointing in itertools.product(args.training, (False, True)):
             rows += measure(name, training, checkpointing, device, args.rounds, args.numbers)
-        record = {
-            "date": date.today().isoformat(), "commit": commit,
-            "hardware": f"{hardware}, torch {torch.__version__}",
-            "rounds": args.rounds, "rows": rows,
-        }  # fmt: skip
-        (HERE / "results" / f"cost_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        found = {**record.stamp(device), "rounds": args.rounds, "rows": rows}
+        record.write(record.RESULTS / f"cost_{name}.json", found)
 
 
 if __name__ == "__main__":

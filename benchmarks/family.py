@@ -7,19 +7,15 @@ Forward and backward, no optimizer, batch 16, one thread. `python benchmarks/fam
 table and writes benchmarks/results/family.json."""
 
 import argparse
-import datetime
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import diffusers
+import record
 import torch
 
 WIDTH, HEADS, LAYERS, TEXT_WIDTH, BATCH = 128, 4, 6, 64, 16
-RESULTS = Path(__file__).parent / "results" / "family.json"
 
 
 def zimage() -> tuple[torch.nn.Module, Callable, int]:
@@ -141,15 +137,10 @@ def main() -> None:
             f"{name:10s}  {row['text_tokens']:4d} text tokens  {row['seconds_per_step']:.3f} s  "
             f"{ratio:.2f} x zimage"
         )
-    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-    hardware = f"{platform.machine()}, 1 thread, {versions}"
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware,
-        "batch": BATCH,
-        "families": rows,
-    }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    found = {
+        **record.stamp(diffusers=diffusers.__version__), "batch": BATCH, "families": rows,
+    }  # fmt: skip
+    record.write(record.RESULTS / "family.json", found)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,12 @@ one thread. The floor of a step with N points and a guided rollout is N + 1 plai
 prediction without gradient, whose time is taken in the SOAR steps."""
 
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 
-import torch
+import record
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -55,12 +52,8 @@ def main() -> None:
     plain = statistics.mean(step for kind, step, _ in taken if kind == "diffusion_trainer")
     ours = statistics.mean(step for kind, step, _ in taken if kind == "SOARTrainer")
     free = statistics.mean(forward for kind, _, forward in taken if kind == "SOARTrainer")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
-    ).stdout
-    result = {
-        "date": str(date.today()), "commit": commit.strip(),
-        "hardware": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+    found = {
+        **record.stamp(threads=1),
         "host": (Path(ROOT) / "version.py").read_text().split('"')[1], "model": MODEL,
         "num_aux_points": POINTS,
         "plain_seconds": round(plain, 3), "soar_seconds": round(ours, 3),
@@ -68,10 +61,8 @@ def main() -> None:
         "ratio": round(ours / plain, 3), "floor": round(POINTS + 1 + free / plain, 3),
         "over_the_floor": round(ours / ((POINTS + 1) * plain + free), 3),
     }  # fmt: skip
-    (REPOSITORY / "benchmarks" / "results" / "host_step_time.json").write_text(
-        json.dumps(result, indent=1) + "\n"
-    )
-    print(json.dumps(result, indent=1))
+    record.write(record.RESULTS / "host_step_time.json", found)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

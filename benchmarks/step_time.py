@@ -6,14 +6,12 @@ benchmarks/results/step_time.json."""
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
+import record
 import torch
 import yaml
 
@@ -21,8 +19,6 @@ from soarflow.bundled.demo import job_document
 from soarflow.engine.job import read_job
 from soarflow.engine.training import Run
 from soarflow.tinyscenes.scenes import write_clean_set
-
-HERE = Path(__file__).parent
 
 
 def make_run(folder: Path, kind: str, checkpointing: bool) -> Run:
@@ -85,20 +81,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_clean_set(Path(name) / "images")
         rows = [measure(Path(name), args.steps, checkpointing) for checkpointing in (False, True)]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    record = {
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}",
+    found = {
+        **record.stamp(),
         "setting": "bundled model, LoRA rank 16, batch 8, float32, N = 4, cfg_scale 4.5, median "
         f"of {args.steps} steps each",
         "rows": rows,
     }
-    (HERE / "results" / "step_time.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+    record.write(record.RESULTS / "step_time.json", found)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

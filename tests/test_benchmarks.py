@@ -6,6 +6,7 @@ from pathlib import Path
 
 import contraction
 import pytest
+import record
 import torch
 from torch.testing import assert_close
 
@@ -72,3 +73,27 @@ def test_the_committed_costs_keep_what_is_promised_of_them():
 
 def _setting(row):
     return row["model"], row["training"], row["checkpointing"], *row["step"].split()[1:3]
+
+
+def test_the_committed_slopes_are_those_of_todays_settings():
+    mixture, bundled = (
+        json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+        for name in ("contraction", "contraction_bundled")
+    )
+    measured = {
+        title: [row["setting"] for row in rows] for title, rows in mixture["tables"].items()
+    }
+    assert measured == contraction.settings()
+    assert [row["setting"] for row in bundled["rows"]] == contraction.bundled_settings()
+
+
+def test_a_result_names_its_commit_and_hardware_and_is_written_whole_or_not_at_all(tmp_path):
+    stamp = record.stamp(threads=1, diffusers="0.39")
+    assert stamp.keys() == {"date", "commit", "hardware"}
+    words = f"CPU, 1 threads, torch {torch.__version__}, diffusers 0.39"
+    assert stamp["hardware"].endswith(words)
+    file = tmp_path / "result.json"
+    record.write(file, {"a": 1})
+    with pytest.raises(TypeError):
+        record.write(file, {"a": torch.ones(1)})
+    assert file.read_text() == '{\n "a": 1\n}\n' and list(tmp_path.iterdir()) == [file]

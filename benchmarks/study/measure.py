@@ -1,0 +1,139 @@
+"""What is measured of a model: its pictures, which an exact evaluator reads from the pixels, and
+its errors on its own states."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import linalg, ndimage
+from torch import Tensor
+
+from soarflow.bundled.pretrain import pixels_of
+from soarflow.bundled.scoring import CAPTION_SEED
+from soarflow.engine.families import Family, Features, load_family
+from soarflow.engine.sampling import sample
+from soarflow.probe import exposure_bias
+from soarflow.tinyscenes import BUNDLED
+from soarflow.tinyscenes.captions import CATEGORIES, Caption, draw_captions
+from soarflow.tinyscenes.evaluator import evaluate_image
+from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render
+
+REFERENCE_SEED = 31
+VARIED = 8
+"""Pictures of a caption, for the variety."""
+
+
+@cache
+def sampling_family() -> Family:
+    """The pipeline that draws every cell's pictures: bf16 and compiled, which halves the time of
+    the study on a CPU."""
+    family = load_family("zimage", str(BUNDLED), torch.bfloat16, "cpu")
+    family.pipeline.vae.float()
+    for layer in family.pipeline.transformer.layers:
+        layer.compile()
+    return family
+
+
+def features(family: Family, images: list[Image.Image]) -> np.ndarray:
+    """A fixed feature space: the bundled VAE's latents, averaged over 4 x 4 regions; (number,
+    64)."""
+    latents = torch.cat([family.encode_images(batch) for batch in pixels_of(images).split(100)])
+    return torch.nn.functional.adaptive_avg_pool2d(latents, 4).flatten(1).double().numpy()
+
+
+def frechet(one: np.ndarray, other: np.ndarray) -> float:
+    """Frechet distance of two normal distributions with the samples' means and covariances:
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))."""
+    covariances = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    root = np.real(linalg.sqrtm(covariances[0] @ covariances[1]))
+    return float(
+        ((one.mean(0) - other.mean(0)) ** 2).sum()
+        + np.trace(covariances[0] + covariances[1] - 2 * root)
+    )
+
+
+def sharpness(images: list[Image.Image]) -> float:
+    """Root mean square of the Laplacian, over all pictures: falls as edges blur."""
+    pictures = np.stack([np.asarray(image.convert("L"), dtype=np.float64) for image in images])
+    return float(np.sqrt((ndimage.laplace(pictures, mode="nearest")[:, 1:-1, 1:-1] ** 2).mean()))
+
+
+def captions(number: int) -> list[Caption]:
+    """The first of the held-out captions; categories come in turn."""
+    return draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
+
+
+def draw(
+    family: Family, captions: list[Caption], guidance: float, steps: int, seed: int
+) -> list[Image.Image]:
+    seeds = [seed * 1_000_003 + index for index in range(len(captions))]
+    texts = [str(caption) for caption in captions]
+    return sample(
+        family, texts, seeds, width=SIZE, height=SIZE, guidance_scale=guidance, steps=steps
+    )
+
+
+def measure(family: Family, number: int, samplings: tuple[tuple[float, int], ...]) -> dict:
+    """What is measured of a model's pictures; verdicts are kept by caption, for paired
+    comparisons."""
+    sampler, chosen = sampling_family(), captions(number)
+    sampler.pipeline.transformer.load_state_dict(family.pipeline.transformer.state_dict())
+    scenes = draw_scenes(REFERENCE_SEED, number, held_out=True)
+    reference = features(family, [render(scene.things) for scene in scenes])
+    rows = {}
+    for guidance, steps in samplings:
+        images = draw(sampler, chosen, guidance, steps, seed=42)
+        distance = frechet(features(family, images), reference)
+        rows[f"{guidance}/{steps}"] = {
+            **judge(images, chosen),
+            "frechet": round(distance, 4),
+            "sharpness": round(sharpness(images), 3),
+        }
+    few = [caption for caption in chosen[: 2 * len(CATEGORIES)] for _ in range(VARIED)]
+    distance = variety(features(family, draw(sampler, few, *samplings[0], seed=43)))
+    return {"samplings": rows, "variety": round(distance, 4)}
+
+
+def judge(images: list[Image.Image], captions: list[Caption]) -> dict:
+    """Each picture against its caption: a string of 0 and 1, and graded scores from 0 to 1."""
+    verdicts = [
+        evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)
+    ]
+    return {
+        "correct": "".join(str(int(verdict.correct)) for verdict in verdicts),
+        "score": [round(verdict.score, 3) for verdict in verdicts],
+    }
+
+
+def variety(features: np.ndarray) -> float:
+    """Mean distance of the pictures of one caption, VARIED after one another."""
+    one, other = np.triu_indices(VARIED, 1)
+    groups = features.reshape(-1, VARIED, features.shape[-1])
+    distances = np.linalg.norm(groups[:, :, None] - groups[:, None], axis=-1)
+    return float(distances[:, one, other].mean(1).mean())
+
+
+def encode_held_out(family: Family, number: int, seed: int) -> tuple[Tensor, Features, Features]:
+    """Latents of held-out pictures, their captions encoded, and as many empty captions."""
+    scenes = draw_scenes(seed, number, held_out=True)
+    x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
+    texts = [str(scene.caption) for scene in scenes]
+    return x0, family.encode_text(texts), family.encode_text([""]) * number
+
+
+def probe(family: Family) -> dict:
+    """Errors on the model's own states and on the path, on 64 held-out pictures, guided as in
+    sampling and not."""
+    x0, cond, empty = encode_held_out(family, 64, REFERENCE_SEED + 1)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(REFERENCE_SEED))
+    biases = {}
+    for scale in (1.0, 2.5):
+        bias = exposure_bias(
+            lambda z, sigma: family.predict(z, sigma, cond), x0, noise,
+            predict_uncond=lambda z, sigma: family.predict(z, sigma, empty), cfg_scale=scale,
+        )  # fmt: skip
+        biases[str(scale)] = {
+            key: [round(float(value), 5) for value in values] for key, values in vars(bias).items()
+        }
+    return biases
