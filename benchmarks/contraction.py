@@ -160,7 +160,7 @@ def _label(setting: dict) -> str:
 def settings() -> dict[str, list[dict]]:
     """Table name -> the settings of its rows."""
     return {
-        "METHOD.md's table: no condition, no guidance": [
+        "no condition, no guidance": [
             {"share": 0.5, "num_steps": steps, "cfg_scale": 1.0, "halfway": halfway}
             for steps, halfway in itertools.product((30, 4), (False, True))
         ],

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from soarflow.path import clean_estimate, effective_noise, expand, interpolate, velocity
+from soarflow.path import (
+    Levels,
+    clean_estimate,
+    effective_noise,
+    expand,
+    interpolate,
+    next_level,
+    velocity,
+)
 
 SHAPES = [(3, 4, 5, 6), (3, 4, 2, 5, 6), (3, 7, 8), (3, 2)]
 
@@ -44,3 +52,20 @@ def test_half_precision_inputs_are_computed_with_in_float32(dtype):
     z = interpolate(x0, noise, sigma.to(dtype))
     assert z.dtype == torch.float32
     assert_close(z, interpolate(x0.float(), noise.float(), sigma.to(dtype).float()), rtol=0, atol=0)
+
+
+def test_levels_of_a_part_of_the_path_are_never_left():
+    """The step down ends at the lowest, and not above its start; points lie below the highest."""
+    levels = Levels(lowest=0.4, highest=0.9, snap=lambda sigma: sigma.clamp(0.4, 0.9))
+    sigma = torch.tensor([0.9, 0.45, 0.4, 0.3], dtype=torch.float64)
+    assert_close(levels.below(sigma, 10, False), sigma.new_tensor([0.8, 0.4, 0.4, 0.3]))
+    lowest, u = sigma.new_tensor([0.4, 0.5, 0.95]), sigma.new_tensor([0.0, 0.5, 0.5])
+    assert_close(levels.above(lowest, u), sigma.new_tensor([0.4, 0.7, 0.9]))
+    assert_close(Levels().below(sigma, 10, False), sigma - 0.1)
+
+
+def test_a_step_on_the_schedule_has_the_levels_shift():
+    sigma = torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
+    levels = Levels(shift=3.0)
+    assert_close(levels.below(sigma, 40, True), next_level(sigma, 40, 3.0))
+    assert_close(levels.below(sigma, 40, False), next_level(sigma, 40))
