@@ -1,8 +1,8 @@
 """What a step costs: SOAR at the default N = 4 against plain SFT, steps in turn, on the bundled
 model.
 
-`python benchmarks/step_time.py` prints the ratios beside docs/method.md's count of forwards and writes
-benchmarks/results/step_time.json."""
+`python benchmarks/step_time.py` prints the ratios beside docs/method.md's count of forwards and
+writes benchmarks/results/step_time.json."""
 
 import argparse
 import json
