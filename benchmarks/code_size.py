@@ -6,6 +6,7 @@ self and cls. A duplicate is a run of six code lines that stands in two places, 
 
 import ast
 import io
+import itertools
 import statistics
 import sys
 import tokenize
@@ -56,14 +57,11 @@ def duplicates(sources: list[str]) -> int:
         for body in bodies
     ]
     seen = Counter(run for part in runs for run in part)
-    found = 0
+    starts = 0
     for part in runs:
-        repeated = [seen[run] > 1 for run in part]
-        found += sum(
-            now and not before
-            for before, now in zip([False, *repeated[:-1]], repeated, strict=True)
-        )
-    return found
+        repeated = [False, *(seen[run] > 1 for run in part)]
+        starts += sum(now and not before for before, now in itertools.pairwise(repeated))
+    return starts
 
 
 def measure(folder: Path) -> dict[str, str]:
