@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import report
+from study import report
+from study.arms import ANOTHER_ERROR, RANDOM_SIGN
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 COSTS = [
@@ -111,10 +112,10 @@ MIXTURE_ROWS = {
         {"rollout": "none"},
     ),
     **{
-        f"{name}, `cfg_scale: {scale:g}`": (name, {"arm": arm, "cfg_scale": scale})
+        f"{name}, `cfg_scale: {scale:g}`": (arm.label, {"arm": arm.name, "cfg_scale": scale})
         for name, arm in (
-            ("the error of another sample", "another_error"),
-            ("the error with a random sign", "random_sign"),
+            ("the error of another sample", ANOTHER_ERROR),
+            ("the error with a random sign", RANDOM_SIGN),
         )
         for scale in (1.0, 4.5)
     },
