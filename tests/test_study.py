@@ -255,7 +255,7 @@ def test_two_small_cells_run_and_are_read_back(tmp_path, monkeypatch):
     uncompiled = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
     monkeypatch.setattr("study.measure.sampling_family", lambda: uncompiled)
     planned = [
-        Cell(replace(group, samplings=((1.0, 1),)), arm, 1, 0, 14)
+        Cell(replace(group, samplings=((1.0, 1),), is_probed=False), arm, 1, 0, 14)
         for group, arm in ((MAIN, SOAR), (FULL, ANOTHER_ERROR))
     ]
     run(planned, tmp_path, minutes=10)

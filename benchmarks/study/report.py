@@ -14,7 +14,7 @@ from .arms import BASE, BIAS_WEIGHTED, COMPARED, LEVELS, MAIN, PULL, SWEEP, SWEE
 from .comparisons import Comparison, against_each, soar_arms
 from .results import OWN, VERDICTS, WHOLE, Key, values
 from .statistics import Study
-from .summary import summary
+from .summary import NOT_REFLEXFLOW, summary
 from .tables import named, table
 
 HEADING = """# What SOAR buys on the bundled model
@@ -72,7 +72,7 @@ def _heading(study: Study) -> str:
 def _arm_tables(study: Study, group: Group) -> list[str]:
     parts = [f"## {group.title}"]
     if study.find(group.name, BIAS_WEIGHTED.name):
-        parts.append(f"{BIAS_WEIGHTED.label.capitalize()}, is our own; it is not ReflexFlow.")
+        parts.append(NOT_REFLEXFLOW)
     parts += itertools.chain(*(_verdicts(study, group, name) for name in VERDICTS))
     parts += _other_measures(study, group)
     parts += itertools.chain(*(_categories(study, group, name) for name in VERDICTS))

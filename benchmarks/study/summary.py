@@ -1,10 +1,12 @@
 """The report's first part: what a reader should take away, made from the cells that are there."""
 
-from .arms import BASE, MAIN, PULL, SFT, SOAR, SWEEP, SWEEP_DEFAULTS
+from .arms import BASE, BIAS_WEIGHTED, MAIN, PULL, SFT, SOAR, SWEEP, SWEEP_DEFAULTS
 from .comparisons import CONTROLS, EQUAL_COMPUTE, controlled, pulled, rollouts, taught
 from .results import Key
 from .statistics import Estimate, Study
 from .tables import named, table, where
+
+NOT_REFLEXFLOW = f"{BIAS_WEIGHTED.label.capitalize()}, is our own; it is not ReflexFlow."
 
 
 def summary(study: Study) -> list[str]:
@@ -106,7 +108,8 @@ def _overview(study: Study) -> list[str]:
         rows.append(row)
     words = ("captions right,", "SOAR's graded score against it,")
     heads = [f"{each} {sampling}" for sampling in samplings for each in words]
-    return ["### The LoRA's arms at a glance", table(["arm", "compute", "seeds", *heads], rows)]
+    heading = f"### The LoRA's arms at a glance\n\n{NOT_REFLEXFLOW}"
+    return [heading, table(["arm", "compute", "seeds", *heads], rows)]
 
 
 def _against_controls(study: Study) -> list[str]:
@@ -126,7 +129,7 @@ def _against_controls(study: Study) -> list[str]:
     note = (
         "A control is found by its settings: as many ordinary points are as many points at levels "
         "of the same distribution,\nwhich depends on `num_steps`. At equal compute the median over "
-        "the seeds stands beside the mean: one failed run of five\nmakes a mean."
+        "the seeds stands beside the mean: one failed run of five\nmoves a mean."
     )
     heading = f"### Graded score against the controls\n\n{note}"
     return [heading, table(header, rows)] if rows else []
