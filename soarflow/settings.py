@@ -8,7 +8,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 from typing_extensions import dataclass_transform
 
 S = TypeVar("S")
+LONGEST = 80
+"""Of a wrong value so many characters are shown."""
 
 
 class ConfigError(ValueError):
@@ -82,10 +84,24 @@ def section(cls: type[S]) -> type[S]:
 
 def read(cls: type[S], settings: Any, where: str = "") -> S:
     """A section and those in it, from a mapping. Raises ConfigError, a line for each fault."""
+    _check_keys(settings, where, ())
     try:
         return TypeAdapter(cls).validate_python(settings)
     except ValidationError as error:
         raise ConfigError(sentences(error, cls, where)) from None
+
+
+def _check_keys(settings: Any, where: str, loc: tuple[str | int, ...]) -> None:
+    if isinstance(settings, Mapping):
+        for key in settings:
+            if not isinstance(key, str):  # YAML makes true of on and yes
+                place = (where + name_of(loc)).rstrip(".") or "the file"
+                raise ConfigError(
+                    f"a key in {place} must be a text, got {key!r}. Put it in quotes."
+                )
+    items = settings.items() if isinstance(settings, Mapping) else ()
+    for key, value in enumerate(settings) if isinstance(settings, list) else items:
+        _check_keys(value, where, (*loc, key))
 
 
 def sentences(error: ValidationError, cls: type, where: str = "") -> str:
@@ -131,7 +147,7 @@ def _walk(cls: Any, loc: Iterable[str | int]) -> tuple[Any, FieldInfo | None]:
         bare = bare_type(annotation)
         field = None if isinstance(part, int) else fields_of(bare)[part]
         annotation = typing.get_args(bare)[0] if field is None else annotation_of(field)
-    return annotation if field is not None else bare_type(annotation), field
+    return annotation, field
 
 
 def fields_of(cls: Any) -> dict[str, FieldInfo]:
@@ -182,6 +198,8 @@ def _rules_in(annotation: Any) -> list[Rule]:
 def _default(field: FieldInfo | None) -> str:
     if field is None or field.is_required() or field.default_factory is not None:
         return ""
+    if fields_of(type(field.default)):
+        return "Leave it out for the defaults."
     if field.default is None:
         return "Leave it out."
     return f"{in_yaml(field.default, bare=True)} is the default."
@@ -193,4 +211,5 @@ def in_yaml(value: Any, bare: bool = False) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float) and value.is_integer():
         return f"{value:g}" if bare else repr(value)
-    return str(value) if bare else repr(value)
+    words = str(value) if bare else repr(value)
+    return words if len(words) <= LONGEST else words[: LONGEST - 3] + "..."

@@ -1,10 +1,15 @@
 """The job file: what is refused, in which words, and with exit code 2."""
 
+import contextlib
+import math
+
 import pytest
 
 from soarflow import ConfigError
+from soarflow.bundled.demo import job_document
 from soarflow.cli import main
-from soarflow.engine.job import read_job
+from soarflow.engine.job import JobFile, read_job
+from soarflow.settings import read
 
 
 def change(document, where, value):
@@ -173,3 +178,37 @@ def test_relative_paths_start_where_the_data_lie(document, write_job, tmp_path, 
     assert read_job(file).training_folder == here / "output"
     (file.parent / "pictures").mkdir()
     assert read_job(file).training_folder == file.parent / "output"
+
+
+STRANGE = (None, True, -1, math.nan, "x", "", [], [1], {}, {1: 2}, {"a": 1}, [[]], [{}], 10**400)
+
+
+def test_whatever_stands_in_a_job_it_is_read_or_refused_in_words():
+    """Every value of a job in turn is something strange, every section gets a strange key."""
+    document = job_document("x", "SOARTrainer", 3)
+    read(JobFile, document)
+    for place, (owner, key) in places(document):
+        kept = owner[key]
+        for value in STRANGE:
+            owner[key] = value
+            with contextlib.suppress(ConfigError):
+                read(JobFile, document)
+        owner[key] = kept
+        if isinstance(kept, dict):
+            for stranger in (1, None, True, "zz"):
+                owner[key] = {**kept, stranger: 1}
+                with pytest.raises(ConfigError) as caught:
+                    read(JobFile, document)
+                named = place if stranger != "zz" else "zz"
+                assert named in str(caught.value) and len(str(caught.value)) < 600
+            owner[key] = kept
+
+
+def places(value, name=""):
+    """(name, (owner, key)) of everything in a document."""
+    for key, each in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        inner = f"{name}.{key}".removeprefix(".") if isinstance(key, str) else f"{name}[{key}]"
+        inner = inner.removeprefix("config.process[0].")
+        yield inner, (value, key)
+        if isinstance(each, dict | list):
+            yield from places(each, inner)

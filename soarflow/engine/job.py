@@ -4,6 +4,7 @@ name.
 Each section's fields are the keys that the engine honours, with AI Toolkit's names and meanings.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -333,16 +334,19 @@ def _resolved(job: Job, beside: Path) -> Job:
     folders = [dataset.folder_path for dataset in job.datasets]
     lie_here = all(Path(each).is_dir() and not (beside / each).is_dir() for each in folders)
     root = Path.cwd() if lie_here else beside
-    for index, folder in enumerate(folders):
-        if not (root / folder).is_dir():
+
+    def absolute(path: str | Path) -> str:
+        return os.path.normpath(root / path)
+
+    for index, folder in enumerate(map(absolute, folders)):
+        if not Path(folder).is_dir():
             raise ConfigError(
-                f"datasets[{index}].folder_path must be a folder that exists, got {root / folder}."
+                f"datasets[{index}].folder_path must be a folder that exists, got {folder}."
             )
-    local = root / job.model.name_or_path
-    name_or_path = str(local) if local.exists() else job.model.name_or_path
+    model = absolute(job.model.name_or_path)
     return replace(
         job,
-        training_folder=root / job.training_folder,
-        datasets=[replace(each, folder_path=str(root / each.folder_path)) for each in job.datasets],
-        model=replace(job.model, name_or_path=name_or_path),
+        training_folder=Path(absolute(job.training_folder)),
+        datasets=[replace(each, folder_path=absolute(each.folder_path)) for each in job.datasets],
+        model=replace(job.model, name_or_path=model) if Path(model).exists() else job.model,
     )
