@@ -46,7 +46,7 @@ def test_the_example_of_a_family_draws_what_its_pipeline_draws(tmp_path):
     prompts, noise = ["a red circle", "two blue squares"], torch.randn(2, 16, 8, 8)
     cond = family.encode_text(prompts)  # of different lengths
     _, _, embeds, mask = family.pipeline.encode_prompt(prompts, negative_prompt="dull")
-    uncond = [each[kept.bool()] for each, kept in zip(embeds, mask, strict=True)]
+    uncond = [{"text": each[kept.bool()]} for each, kept in zip(embeds, mask, strict=True)]
     drawn = family.pipeline(
         prompt=prompts, negative_prompt="dull", latents=noise, output_type="latent",
         width=64, height=64, num_inference_steps=4, **family.sampling_arguments(3.0),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config import ConfigError
-from .families import Family, Features, fingerprint
+from .families import Family, Features, Text, fingerprint
 from .job import Dataset, Job
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -47,7 +48,7 @@ class TrainingSet:
     """All items of a job with their captions' embeddings."""
 
     def __init__(
-        self, items: list[Item], embeddings: dict[str, Tensor], batch_size: int, seed: int
+        self, items: list[Item], embeddings: dict[str, Text], batch_size: int, seed: int
     ) -> None:
         self.items, self.embeddings, self.batch_size, self.seed = (
             items,
@@ -85,7 +86,8 @@ class TrainingSet:
         return batches + list(open_batches.values())
 
     def features(self, captions: list[str], device: torch.device) -> Features:
-        return [self.embeddings[caption].to(device) for caption in captions]
+        texts = (self.embeddings[caption] for caption in captions)
+        return [{key: value.to(device) for key, value in text.items()} for text in texts]
 
 
 def seeded_generator(seed: int, *purpose: object) -> torch.Generator:
@@ -114,7 +116,7 @@ def load_training_set(job: Job, family: Family) -> TrainingSet:
     folder = Path(job.datasets[0].folder_path) / CACHE_FOLDER
     embeddings = {
         text: _cached(
-            folder / f"text_{_key(text, encoders[1])}.safetensors",
+            folder / f"text_{_key('text', text, encoders[1])}.safetensors",
             store[text],
             _encode_text,
             family,
@@ -180,14 +182,16 @@ def load_pixels(path: Path, resolution: int, multiple: int) -> Tensor:
 def _latent(path: Path, resolution: int, dataset: Dataset, family: Family, encoder: str) -> Tensor:
     key = _key(hashlib.sha256(path.read_bytes()).hexdigest(), resolution, encoder)
     file = path.parent / CACHE_FOLDER / f"{path.stem}_{key}.safetensors"
-    return _cached(file, dataset.cache_latents_to_disk, _encode_image, family, path, resolution)
+    on_disk = dataset.cache_latents_to_disk
+    return _cached(file, on_disk, _encode_image, family, path, resolution)["value"]
 
 
-def _encode_image(family: Family, path: Path, resolution: int) -> Tensor:
-    return family.encode_images(load_pixels(path, resolution, family.size_multiple).unsqueeze(0))[0]
+def _encode_image(family: Family, path: Path, resolution: int) -> Text:
+    pixels = load_pixels(path, resolution, family.size_multiple)
+    return {"value": family.encode_images(pixels.unsqueeze(0))[0]}
 
 
-def _encode_text(family: Family, text: str) -> Tensor:
+def _encode_text(family: Family, text: str) -> Text:
     return family.encode_text([text])[0]
 
 
@@ -195,18 +199,19 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _cached(file: Path, on_disk: bool, encode, *arguments) -> Tensor:
+def _cached(file: Path, on_disk: bool, encode: Any, *arguments: Any) -> Text:
     """What `encode` gives, from the cache file if it is there; a new one is written whole or not at
     all."""
     if on_disk and file.exists():
-        return load_file(file)["value"]
-    value = encode(*arguments).float().cpu().contiguous()
+        return load_file(file)
+    encoded = encode(*arguments).items()
+    tensors = {key: value.float().cpu().contiguous() for key, value in encoded}
     if on_disk:
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".partial")
-        save_file({"value": value}, partial)
+        save_file(tensors, partial)
         partial.replace(file)
-    return value
+    return tensors
 
 
 def micro_batches(training_set: TrainingSet, step: int, accumulation: int) -> Iterator[list[Draw]]:

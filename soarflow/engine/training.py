@@ -19,7 +19,7 @@ from ..objective import soar_backward, squared_error
 from ..path import widen
 from . import checkpoint, sampling
 from .data import Draw, TrainingSet, load_training_set, micro_batches
-from .families import load_family
+from .families import Features, load_family
 from .job import Job
 from .levels import draw_sigma
 
@@ -181,7 +181,7 @@ class Run:
             "lr": self.scheduler.get_last_lr()[0],
         }
 
-    def _predictor(self, features: list[Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def _predictor(self, features: Features) -> Callable[[Tensor, Tensor], Tensor]:
         def predict(z: Tensor, sigma: Tensor) -> Tensor:
             with self.autocast():
                 return self.family.predict(z, sigma, features * (len(z) // len(features)))
