@@ -143,7 +143,7 @@ def bundled_settings() -> list[dict]:
     scales, where = (1.0, 2.5, 4.5, 7.5), (False, True)
     return [
         *({"rollout": "none", "num_steps": steps, "halfway": half} for steps,
-        half in itertools.product((30, 4), where)),
+            half in itertools.product((30, 4), where)),
         *({"num_steps": steps, "cfg_scale": scale, "halfway": half}
           for steps, scale, half in itertools.product((100, 30, 10, 4), scales, where)),
         *({"rollout": rollout, "cfg_scale": 1.0, "halfway": half}
@@ -167,15 +167,15 @@ def settings() -> dict[str, list[dict]]:
         "guidance": [
             {"num_steps": steps, "cfg_scale": scale, "halfway": halfway}
             for steps, scale, halfway in itertools.product((10, 30, 100), (1.0, 2.5, 4.5, 7.5),
-            (False, True))
+                (False, True))
         ],
         "stochastic rollouts": [
             {"rollout": rollout, "cfg_scale": scale, "halfway": halfway}
             for rollout, scale, halfway in itertools.product(("sde", "flow_sde", "cps", "simple"),
-            (1.0, 4.5), (False, True))
+                (1.0, 4.5), (False, True))
         ],
         "a fresh endpoint": [{"shared_noise": False, "cfg_scale": scale,
-        "halfway": True} for scale in (1.0, 4.5)],
+            "halfway": True} for scale in (1.0, 4.5)],
         "an extra ordinary point (rollout: none)": [
             {"rollout": "none", "halfway": halfway} for halfway in (False, True)
         ],

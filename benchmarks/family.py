@@ -56,7 +56,7 @@ def lumina2() -> tuple[torch.nn.Module, Callable, int]:
         sample_size=16, patch_size=2, in_channels=4, hidden_size=WIDTH, num_layers=LAYERS - 1,
         num_refiner_layers=1,
         num_attention_heads=HEADS, num_kv_heads=HEADS, axes_dim_rope=(8, 12, 12), axes_lens=(300,
-        32, 32),
+            32, 32),
         cap_feat_dim=TEXT_WIDTH,
     )  # fmt: skip
     text, mask = torch.randn(BATCH, 256, TEXT_WIDTH), torch.ones(BATCH, 256, dtype=torch.bool)

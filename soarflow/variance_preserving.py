@@ -42,8 +42,7 @@ class VariancePreserving:
         if prediction_type == "epsilon" and alphas_cumprod[-1] == 0:
             raise ValueError(
                 "an epsilon model cannot have a last timestep of pure noise (zero terminal SNR): "
-                "use v_prediction, or a "
-                "schedule that was not rescaled"
+                "use v_prediction, or a schedule that was not rescaled"
             )
         alpha, s = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
         self.prediction_type = prediction_type

@@ -64,7 +64,7 @@ def document(pipeline_folder, image_folder):
                         "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
                         "save": {"dtype": "float32"},
                         "datasets": [{"folder_path": str(image_folder), "resolution": 64,
-                        "caption_dropout_rate": 0.2}],
+                            "caption_dropout_rate": 0.2}],
                         "train": {
                             "steps": 6, "batch_size": 2, "lr": 1e-3, "dtype": "float32",
                             "gradient_checkpointing": False,

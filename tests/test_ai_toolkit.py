@@ -174,9 +174,9 @@ def make_batch(number=4, channels=0, seed=0, **changes):
     )
     values = {
         "latents": latents, "noise": noise, "timesteps": torch.rand(number,
-        generator=generator) * 800 + 150,
+            generator=generator) * 800 + 150,
         "conditioning": torch.randn(number, channels, 4, 4, generator=generator,
-        dtype=torch.float64),
+            dtype=torch.float64),
         "embeds": torch.ones(number, 1), "mask": 1.0, "prior": None, "reg": [False] * number,
         "get_is_reg_list": lambda: values["reg"],
     }  # fmt: skip
@@ -534,10 +534,10 @@ def test_a_schedule_that_ends_in_pure_noise_is_refused_by_name():
 
 MOVED = {
     "no method": ("def before_dataset_load", "def before_datasets",
-    r"there is no before_dataset_load\(\)"),
+        r"there is no before_dataset_load\(\)"),
     "a parameter": ("noisy_latents, timesteps, conditional_embeds",
-    "latents, timesteps, conditional_embeds",
-                    r"predict_noise\(\) of its DiffusionTrainer takes no noisy_latents"),
+        "latents, timesteps, conditional_embeds",
+                        r"predict_noise\(\) of its DiffusionTrainer takes no noisy_latents"),
 }  # fmt: skip
 
 
@@ -570,13 +570,13 @@ def test_a_setting_that_the_host_no_longer_has_is_said():
 
 UNLIKELY = {
     "steps": ({"num_steps": 30}, {}, {"sample_steps": 4},
-    "soar.num_steps is 30 and sample.sample_steps 4"),
+        "soar.num_steps is 30 and sample.sample_steps 4"),
     "guidance": ({"cfg_scale": 4.5}, {}, {"guidance_scale": 1},
-    "soar.cfg_scale is 4.5 and sample.guidance_scale 1"),
+        "soar.cfg_scale is 4.5 and sample.guidance_scale 1"),
     "turbo": ({}, {"name_or_path": "Tongyi-MAI/Z-Image-Turbo"}, {},
-    "looks like a model that is sampled without guidance"),
+        "looks like a model that is sampled without guidance"),
     "adapter": ({}, {"assistant_lora_path": "adapter"}, {},
-    "looks like a model that is sampled without guidance"),
+        "looks like a model that is sampled without guidance"),
 }  # fmt: skip
 
 

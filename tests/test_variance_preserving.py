@@ -107,7 +107,7 @@ def test_a_real_unet_trains(prediction_type):
         sample_size=8, block_out_channels=(32, 32), layers_per_block=1, cross_attention_dim=16,
         attention_head_dim=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D",
-        "CrossAttnUpBlock2D"),
+            "CrossAttnUpBlock2D"),
     )  # fmt: skip
     schedule = VariancePreserving(SCHEDULER.alphas_cumprod, prediction_type)
     x0, noise, timesteps = draws(2, torch.float32)

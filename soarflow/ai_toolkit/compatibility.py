@@ -23,7 +23,7 @@ RELIES_ON = {
     "hook_train_loop": ("batch",),
     "train_single_accumulation": ("batch",),
     "predict_noise": ("noisy_latents", "timesteps", "conditional_embeds", "batch",
-    "is_primary_pred"),
+        "is_primary_pred"),
     "calculate_loss": (
         "noise_pred", "noise", "noisy_latents", "timesteps", "batch", "mask_multiplier",
         "prior_pred",
@@ -81,36 +81,36 @@ RULES = (
          "SOAR's points lie on the path of flow matching, or on that of DDPM",
          "Set it to flowmatch, or for SD 1.5, SDXL and their relatives to ddpm."),
     Rule("train", "loss_type", lambda value: value == "mean_flow", NEVER_ASKED,
-    "Choose mse, or leave it out."),
+        "Choose mse, or leave it out."),
     Rule("train", "loss_type", lambda value: value == "stepped", "it needs its own levels",
-    "Choose mse, or leave it out."),
+        "Choose mse, or leave it out."),
     Rule("train", "train_turbo", _is_set, "it replaces prediction and target by decoded pictures"),
     Rule("train", "short_and_long_captions", _is_set,
-    "the batch is doubled and its latents are not"),
+        "the batch is doubled and its latents are not"),
     Rule("train", "single_item_batching", _is_set, "the batch is cut up and its latents are not",
-    "Set batch_size: 1 instead."),
+        "Set batch_size: 1 instead."),
     Rule("train", "correct_pred_norm", _is_set, OFF_PATH),
     Rule("train", "do_signal_amplification", _is_set, OFF_PATH),
     Rule("train", "snr_gamma", _is_set, NO_SNR, kinds=("flow",)),
     Rule("train", "min_snr_gamma", _is_set, NO_SNR, kinds=("flow",)),
     Rule("train", "learnable_snr_gos", _is_set,
-    "the weights that it learns would be trained on the points' losses too"),
+        "the weights that it learns would be trained on the points' losses too"),
     Rule("train", "loss_target", lambda value: value not in (None, "noise"), OFF_PATH),
     Rule("train", "target_noise_multiplier", _is_not_one, OFF_PATH),
     Rule("train", "pred_scaler", _is_not_one, OFF_PATH),
     Rule("train", "noisy_latent_multiplier", _is_not_one,
-    "the state is then not the mixture that its level says"),
+        "the state is then not the mixture that its level says"),
     Rule("train", "match_noise_norm", _is_set, OFF_PATH),
     Rule("train", "diffusion_feature_extractor_path", _is_set,
-    "it looks levels up in the host's schedule"),
+        "it looks levels up in the host's schedule"),
     Rule("train", "train_text_encoder", _is_set, SHARED_GRAPH),
     Rule("train", "match_adapter_chance", _is_set, "the target is then another model's prediction"),
     Rule("datasets", "unconditional_path", _is_set, NEVER_ASKED),
     Rule("datasets", "prior_reg", _is_set, "the target is then another model's prediction"),
     Rule("model", "refiner_name_or_path", _is_set, "the batch is doubled and its latents are not"),
     Rule("model", "is_v_pred", _is_set,
-    "AI Toolkit forms the target of v-prediction from the picture in place of its latent",
-         "Use a model that predicts epsilon."),
+        "AI Toolkit forms the target of v-prediction from the picture in place of its latent",
+        "Use a model that predicts epsilon."),
 )  # fmt: skip
 
 
@@ -163,8 +163,7 @@ def check_settings(trainer: Any, soar: SOARConfig) -> None:
     arch = architecture(model)
     if kind == "diffusion" and (arch in FLOW_ARCHS or _predict_method(model) is not None):
         _refuse("train.noise_scheduler", train.noise_scheduler,
-        f"model.arch {arch} is trained by flow matching",
-                "Set it to flowmatch.")  # fmt: skip
+            f"model.arch {arch} is trained by flow matching", "Set it to flowmatch.")  # fmt: skip
     if soar.points_per_pass > 1:
         _check_joined_points(trainer, arch, datasets, soar)
     if soar.is_guided and _ignores_captions(train, datasets):
@@ -194,16 +193,14 @@ def check_model(trainer: Any, soar: SOARConfig) -> None:
     if processes > 1:
         raise ConfigError(
             f"SOARTrainer trains in one process, got {processes}: AI Toolkit does not synchronise "
-            "a LoRA's gradients between "
-            "them. Start it without accelerate's multi-GPU launcher."
+            "a LoRA's gradients between them. Start it without accelerate's multi-GPU launcher."
         )
     if soar.step_space == "schedule" and (
         not trainer.sd.is_flow_matching or scheduler.config.get("use_dynamic_shifting")
     ):
         raise ConfigError(
             "soar.step_space must be sigma for a model whose schedule is shifted by the picture's "
-            "size or is none of flow "
-            "matching, got schedule. Leave it out."
+            "size or is none of flow matching, got schedule. Leave it out."
         )
 
 
@@ -231,23 +228,20 @@ def warnings(trainer: Any, soar: SOARConfig) -> Iterator[str]:
     if soar.is_guided and is_distilled(model):
         yield (
             f"WARNING: soar.cfg_scale is {soar.cfg_scale:g}, and {model.name_or_path} looks like a "
-            "model that is sampled "
-            "without guidance. Set cfg_scale: 1: the rollout is then the step that sampling takes, "
-            "and costs a forward less."
+            "model that is sampled without guidance. Set cfg_scale: 1: the rollout is then the "
+            "step that sampling takes, and costs a forward less."
         )
     elif soar.is_guided and sample is not None and _are_far(soar.cfg_scale, sample.guidance_scale):
         yield (
             f"WARNING: soar.cfg_scale is {soar.cfg_scale:g} and sample.guidance_scale "
-            f"{sample.guidance_scale:g}. SOAR corrects "
-            "the steps that sampling takes if both are the guidance that the finished model will "
-            "be used with."
+            f"{sample.guidance_scale:g}. SOAR corrects the steps that sampling takes if both are "
+            "the guidance that the finished model will be used with."
         )
     if sample is not None and _are_far(soar.num_steps, sample.sample_steps):
         yield (
             f"WARNING: soar.num_steps is {soar.num_steps} and sample.sample_steps "
-            f"{sample.sample_steps}. SOAR corrects the "
-            "steps that sampling takes if both are the steps that the finished model will be used "
-            "with."
+            f"{sample.sample_steps}. SOAR corrects the steps that sampling takes if both are the "
+            "steps that the finished model will be used with."
         )
     if train.gradient_accumulation_steps > 1:
         yield (
@@ -297,8 +291,7 @@ def _check_joined_points(trainer: Any, arch: str, datasets: list, soar: SOARConf
         if holds:
             raise ConfigError(
                 f"soar.points_per_pass must be 1 with {what} are made for one batch at a time, got "
-                f"{soar.points_per_pass}. "
-                "Set it to 1: the gradient is the same."
+                f"{soar.points_per_pass}. Set it to 1: the gradient is the same."
             )
 
 
@@ -345,10 +338,9 @@ def _check_condition(captions: Any, train: Any, soar: SOARConfig, cause: str) ->
     if all(caption.strip() == unconditional for caption in captions):
         raise ConfigError(
             f"soar.cfg_scale must be 1 with {cause}, got {soar.cfg_scale:g}: every picture is "
-            "trained with the prompt "
-            f"{unconditional!r}, which is also the rollout's negative prompt, so that there is "
-            "nothing to guide. Set it to 1, "
-            "or give captions, or a trigger_word."
+            f"trained with the prompt {unconditional!r}, which is also the rollout's negative "
+            "prompt, so that there is nothing to guide. Set it to 1, or give captions, or a "
+            "trigger_word."
         )
 
 

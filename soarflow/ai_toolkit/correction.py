@@ -208,9 +208,8 @@ class Correction(Host):
         if distance > 0.02 * base.noise.square().mean().sqrt():
             raise ConfigError(
                 "the training state is not the mixture of latent and noise that its level says "
-                f"(distance {distance:.3f}): a "
-                "setting of train or datasets changes it. Remove what scales noise or latents, or "
-                "use type: diffusion_trainer."
+                f"(distance {distance:.3f}): a setting of train or datasets changes it. Remove "
+                "what scales noise or latents, or use type: diffusion_trainer."
             )
 
     def _path(self, batch: Any, timesteps: Tensor) -> HostPath:

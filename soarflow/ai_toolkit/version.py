@@ -15,7 +15,6 @@ def not_this_host(reason: str) -> str:
         version = "of an unknown version"
     return (
         f"SOARTrainer does not know this AI Toolkit ({version}): {reason}. It is known to work in "
-        f"{KNOWN_TO_WORK} with Python "
-        "3.10 or newer. Update aitk_soar or check that version out, or train with type: "
-        "diffusion_trainer."
+        f"{KNOWN_TO_WORK} with Python 3.10 or newer. Update aitk_soar or check that version out, "
+        "or train with type: diffusion_trainer."
     )

@@ -82,8 +82,7 @@ def _parse_group(part: str, text: str) -> Group:
             return Group(NUMBERS[number], _SINGULARS[noun], color)
     raise ValueError(
         f"cannot read {part!r} in {text!r}: a caption is made of {'/'.join(NUMBERS)}, "
-        f"{'/'.join(COLORS)}, "
-        f"{'/'.join(SHAPES)} and joined by 'and' or {'/'.join(RELATIONS)}"
+        f"{'/'.join(COLORS)}, {'/'.join(SHAPES)} and joined by 'and' or {'/'.join(RELATIONS)}"
     )
 
 

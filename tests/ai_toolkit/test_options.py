@@ -15,7 +15,7 @@ VARIANTS = {
     "checkpointing": {"train": {"gradient_checkpointing": True}},
     "cached latents": {"datasets": [{"cache_latents_to_disk": True}]},
     "cached text": {"datasets": [{"cache_text_embeddings": True}],
-    "train": {"cache_text_embeddings": True}},
+        "train": {"cache_text_embeddings": True}},
     "unloaded text encoder": {"train": {"unload_text_encoder": True}, "trigger_word": "red"},
     "accumulation": {"train": {"gradient_accumulation": 2}},
     "accumulation steps": {"train": {"gradient_accumulation_steps": 2}},
@@ -68,7 +68,7 @@ DIFFUSION = {
     "full fine-tune": {"network": None},
     "noise offset": {"train": {"noise_offset": 0.05}},
     "sampling": {"train": {"disable_sampling": False}, "sample": {"prompts": ["a red circle"],
-    "sampler": "ddpm"}},
+        "sampler": "ddpm"}},
 }  # fmt: skip
 
 

@@ -12,12 +12,12 @@ from .host import REPOSITORY, ROOT, Host
 
 BAD_SECTIONS = {
     "a misspelling": ({"num_step": 30},
-    "soar.num_step is not a setting of SOAR: did you mean num_steps?"),
+        "soar.num_step is not a setting of SOAR: did you mean num_steps?"),
     "a peer's spelling": ({"lambda_aux": 1}, "did you mean correction_weight?"),
     "out of range": ({"cfg_scale": -1}, "soar.cfg_scale must be a number >= 0, got -1"),
     "a string": ({"num_steps": "30"}, "soar.num_steps must be an integer >= 1, got '30'"),
     "a boolean": ({"num_aux_points": True},
-    "soar.num_aux_points must be an integer >= 0, got true"),
+        "soar.num_aux_points must be an integer >= 0, got true"),
     "no number": ({"sigma_min": float("nan")}, "soar.sigma_min must be a number between 0 and 1"),
     "no section": ("30", "soar must be a section of settings"),
     "unknown rollout": ({"rollout": "odd"}, "soar.rollout must be one of"),
@@ -96,9 +96,9 @@ def test_the_hosts_own_classes_accept_an_example_and_look_at_every_key(host, tmp
 
 MOVES = {
     "a parameter": ("mask_multiplier", "mask_factor",
-    "calculate_loss() of its DiffusionTrainer takes no mask_multiplier"),
+        "calculate_loss() of its DiffusionTrainer takes no mask_multiplier"),
     "a hook": ("train_single_accumulation", "train_on_one_batch",
-    "there is no train_single_accumulation()"),
+        "there is no train_single_accumulation()"),
     "a setting": ("pred_scaler", "prediction_scaler", "train has no setting pred_scaler"),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ def unet(text_width, **options):
         sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4,
         cross_attention_dim=text_width,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D",
-        "CrossAttnUpBlock2D"),
+            "CrossAttnUpBlock2D"),
         attention_head_dim=2, **options,
     )  # fmt: skip
 
@@ -161,7 +161,7 @@ def write_boogu(folder):
         num_attention_heads=2, num_kv_heads=1,
         multiple_of=8, axes_dim_rope=(4, 6, 6), axes_lens=(1024, 1024, 1024),
         instruction_feature_configs={"instruction_feat_dim": 32, "reduce_type": "mean",
-        "num_instruction_feat_layers": 1},
+            "num_instruction_feat_layers": 1},
     )  # fmt: skip
     processor, encoder = qwen3_vl()
     randomise(transformer).save_pretrained(folder / "transformer")

@@ -216,7 +216,7 @@ def write_flex2(folder):
         in_channels=4 * (16 + 17 + 16), out_channels=64, num_layers=1, num_single_layers=1,
         attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4,
-        6, 6), guidance_embeds=True,
+            6, 6), guidance_embeds=True,
     )  # fmt: skip
     pipeline.save_pretrained(folder)
 
@@ -259,7 +259,7 @@ MODELS = {
     ),
     "prx_pixel": Tiny(write_prx, slope=0.0),
     "zimage_l2p": Tiny(write_l2p, model={"name_or_path": "{folder}/l2p.safetensors", **FILE},
-    in_host=shrink_l2p),
+        in_host=shrink_l2p),
     "flex2": Tiny(write_flex2, train=BYPASS),
     "flex2 control": Tiny(
         write_flex2, rename="flex2", data="controls", train=BYPASS,

@@ -184,7 +184,7 @@ LTX2_CONNECTORS = {
 }  # fmt: skip
 LTX2_VIDEO_VAE = {
     "latent_channels": 16, "block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8,
-    8),
+        8),
     "layers_per_block": (1, 1, 1, 1, 1), "decoder_layers_per_block": (1, 1, 1, 1),
 }  # fmt: skip
 LTX2_AUDIO_VAE = {
@@ -239,11 +239,11 @@ def write_ltx23(folder):
 LTX25 = {
     "transformer": ("LTX2VideoTransformer3DModel", LTX2_TRANSFORMER),
     "connectors": ("LTX2TextConnectors", {**LTX2_CONNECTORS, "video_hidden_dim": 32,
-    "audio_hidden_dim": 32}),
+        "audio_hidden_dim": 32}),
     "video_vae": (
         "AutoencoderKLLTX2Video",
         {**LTX2_VIDEO_VAE, "decoder_block_out_channels": (8, 8, 8, 8),
-        "decoder_layers_per_block": (1, 1, 1, 1, 1)},
+            "decoder_layers_per_block": (1, 1, 1, 1, 1)},
     ),
     "audio_vae": ("AutoencoderKLLTX2Audio", LTX2_AUDIO_VAE),
     "vocoder": ("LTX2VocoderWithBWE", LTX23_VOCODER),
@@ -335,7 +335,7 @@ def gemma4(folder):
         "global_head_dim": 16, "max_position_embeddings": 1024, "hidden_size_per_layer_input": 0,
         "pad_token_id": 0,
         "bos_token_id": 1, "eos_token_id": 2, "layer_types": ["sliding_attention",
-        "full_attention"],
+            "full_attention"],
     }  # fmt: skip
     encoder = transformers.Gemma4TextModel(transformers.Gemma4TextConfig(**sizes))
     weights = {f"model.{key}": value for key, value in encoder.state_dict().items()}
@@ -471,16 +471,16 @@ MODELS = {
     "wan22_5b": Tiny(write_wan22_5b),
     "wan22_5b videos": Tiny(write_wan22_5b, rename="wan22_5b", data="videos"),
     "wan22_5b first frame": Tiny(write_wan22_5b, rename="wan22_5b", data="videos",
-    dataset={"do_i2v": True}),
+        dataset={"do_i2v": True}),
     "wan21_i2v": Tiny(write_wan21_i2v, data="videos"),
     "wan22_14b_i2v": Tiny(lambda folder: write_wan22_14b(folder, in_channels=36), data="videos",
-    in_host=own_vae),
+        in_host=own_vae),
     "ltx2": Tiny(write_ltx2, data="videos", dataset=LTX2_FRAMES, in_host=hear),
     "ltx2 sound": Tiny(write_ltx2, rename="ltx2", data="videos with sound", dataset=LTX2_FRAMES,
-    in_host=hear),
+        in_host=hear),
     "ltx2 first frame": Tiny(
         write_ltx2, rename="ltx2", data="videos with sound", dataset={**LTX2_FRAMES,
-        "do_i2v": True}, in_host=hear
+            "do_i2v": True}, in_host=hear
     ),
     "ace_step_15": Tiny(write_ace_step, **ACE_STEP),
     "minimax_h3": Tiny(write_minimax, data="videos with sound", **MINIMAX_H3),
@@ -509,5 +509,5 @@ MODELS = {
         **ACE_STEP
     ),
     "minimax_h3_ref2va": Tiny(write_minimax, data="controls", in_host=small_minimax,
-    model=minimax_files("ref2va")),
+        model=minimax_files("ref2va")),
 }  # fmt: skip
