@@ -35,7 +35,7 @@ def stamp(device: str = "cpu", **options: Any) -> dict[str, Any]:
 
 
 def write(file: Path, record: dict[str, Any], indent: int | None = 1) -> None:
-    """All of it or nothing: a reader, or a run that is broken off, never leaves half a file."""
+    """All of it or nothing: a run that is broken off leaves no half file."""
     unfinished = file.with_suffix(".partial")
     unfinished.write_text(json.dumps(record, indent=indent) + "\n", encoding="utf-8")
     os.replace(unfinished, file)

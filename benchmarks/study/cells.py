@@ -10,6 +10,7 @@ import record
 import torch
 import yaml
 
+from soarflow.bundled.scoring import draw, held_out
 from soarflow.engine.families import Family, load_family
 from soarflow.engine.job import Job, read_job
 from soarflow.engine.sampling import grid
@@ -19,7 +20,7 @@ from soarflow.tinyscenes.captions import CATEGORIES
 from soarflow.tinyscenes.scenes import write_clean_set
 
 from .arms import Cell, Group, cells
-from .measure import captions, draw, measure, probe
+from .measure import measure, probe
 from .objectives import OBJECTIVES
 from .results import read
 
@@ -107,7 +108,7 @@ def in_short(result: dict) -> str:
 def write_pictures(group: Group, file: Path) -> None:
     """Trains a group's first seed again and draws captions from the same noise: a row for the base
     and for each arm."""
-    chosen, images = captions(2 * len(CATEGORIES)), []
+    chosen, images = held_out(2 * len(CATEGORIES)), []
     for cell in cells():
         if cell.seed == 0 and (cell.group == group or not cell.steps):
             images += draw(train_cell(cell)[0], chosen, *group.samplings[-1], seed=42)

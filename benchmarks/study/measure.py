@@ -10,14 +10,13 @@ from scipy import linalg, ndimage
 from torch import Tensor
 
 from soarflow.bundled.pretrain import pixels_of
-from soarflow.bundled.scoring import CAPTION_SEED
+from soarflow.bundled.scoring import draw, held_out
 from soarflow.engine.families import Family, Features, load_family
-from soarflow.engine.sampling import sample
 from soarflow.probe import exposure_bias
 from soarflow.tinyscenes import BUNDLED
-from soarflow.tinyscenes.captions import CATEGORIES, Caption, draw_captions
+from soarflow.tinyscenes.captions import CATEGORIES, Caption
 from soarflow.tinyscenes.evaluator import evaluate_image
-from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render
+from soarflow.tinyscenes.scenes import draw_scenes, render
 
 REFERENCE_SEED = 31
 VARIED = 8
@@ -59,25 +58,10 @@ def sharpness(images: list[Image.Image]) -> float:
     return float(np.sqrt((ndimage.laplace(pictures, mode="nearest")[:, 1:-1, 1:-1] ** 2).mean()))
 
 
-def captions(number: int) -> list[Caption]:
-    """The first of the held-out captions; categories come in turn."""
-    return draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
-
-
-def draw(
-    family: Family, captions: list[Caption], guidance: float, steps: int, seed: int
-) -> list[Image.Image]:
-    seeds = [seed * 1_000_003 + index for index in range(len(captions))]
-    texts = [str(caption) for caption in captions]
-    return sample(
-        family, texts, seeds, width=SIZE, height=SIZE, guidance_scale=guidance, steps=steps
-    )
-
-
 def measure(family: Family, number: int, samplings: tuple[tuple[float, int], ...]) -> dict:
     """What is measured of a model's pictures; verdicts are kept by caption, for paired
     comparisons."""
-    sampler, chosen = sampling_family(), captions(number)
+    sampler, chosen = sampling_family(), held_out(number)
     sampler.pipeline.transformer.load_state_dict(family.pipeline.transformer.state_dict())
     scenes = draw_scenes(REFERENCE_SEED, number, held_out=True)
     reference = features(family, [render(scene.things) for scene in scenes])

@@ -65,6 +65,27 @@ def wilson(correct: int, number: int, z: float = 1.96) -> tuple[float, float]:
     return max(center - half, 0.0), min(center + half, 1.0)
 
 
+def held_out(number: int) -> list[Caption]:
+    """The first of the held-out captions, the same for every model; categories come in turn."""
+    return draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
+
+
+def draw(
+    family: Family,
+    captions: list[Caption],
+    guidance_scale: float,
+    steps: int,
+    seed: int,
+    **options: Any,
+) -> list[Image.Image]:
+    """A picture for each caption, from noise that follows from the seed and its place alone."""
+    seeds = [seed * 1_000_003 + index for index in range(len(captions))]
+    texts, size = [str(caption) for caption in captions], {"width": SIZE, "height": SIZE}
+    return sample(
+        family, texts, seeds, **size, guidance_scale=guidance_scale, steps=steps, **options
+    )
+
+
 def score(
     family: Family,
     number: int,
@@ -78,17 +99,11 @@ def score(
     pictures. `name` is what the bar calls the model."""
     from tqdm import tqdm
 
-    captions = draw_captions(np.random.default_rng(CAPTION_SEED), number, held_out=True)
-    images = sample(
-        family,
-        [str(caption) for caption in captions],
-        [seed * 1_000_003 + index for index in range(number)],
-        width=SIZE,
-        height=SIZE,
-        guidance_scale=guidance_scale,
-        steps=steps,
+    captions = held_out(number)
+    images = draw(
+        family, captions, guidance_scale, steps, seed,
         progress=lambda batches: tqdm(batches, desc=f"sampling {name}", leave=False),
-    )
+    )  # fmt: skip
     verdicts = [
         evaluate_image(image, caption) for image, caption in zip(images, captions, strict=True)
     ]

@@ -186,7 +186,7 @@ def _latent(path: Path, resolution: int, dataset: Dataset, family: Family, encod
     return _cached(file, on_disk, _encode_image, family, path, resolution)["value"]
 
 
-def _encode_image(family: Family, path: Path, resolution: int) -> Text:
+def _encode_image(family: Family, path: Path, resolution: int) -> dict[str, Tensor]:
     pixels = load_pixels(path, resolution, family.size_multiple)
     return {"value": family.encode_images(pixels.unsqueeze(0))[0]}
 
@@ -199,7 +199,7 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _cached(file: Path, on_disk: bool, encode: Any, *arguments: Any) -> Text:
+def _cached(file: Path, on_disk: bool, encode: Any, *arguments: Any) -> dict[str, Tensor]:
     """What `encode` gives, from the cache file if it is there; a new one is written whole or not at
     all."""
     if on_disk and file.exists():
