@@ -89,7 +89,7 @@ def _add_model_options(option: Callable[..., Any]) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from .engine.job import read_job
-    from .engine.training import train
+    from .engine.trainer import train
 
     silence_loading_bars()
     job = read_job(args.job)
