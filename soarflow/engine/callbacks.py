@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 AVERAGE_FILE = "average.pt"
+ECHO_SECONDS = 1.0
 
 
 class OfTrainer(TrainerCallback):
@@ -207,6 +208,7 @@ def interruption() -> Iterator[Callable[[], bool]]:
     the second one ends the process at once.
 
     A thread answers the terminal, for Python's own handlers wait until the running kernel returns.
+    What comes within a second of the first is its echo: launchers pass on what they get too.
     """
     caught: list[int] = []
     before: dict[int, Any] = {}
@@ -215,13 +217,15 @@ def interruption() -> Iterator[Callable[[], bool]]:
     os.set_blocking(writing, False)
 
     def answer() -> None:
-        seen = 0
+        first = None
         while byte := os.read(reading, 1):
             if byte[0] not in before:
                 continue
-            seen += 1
-            if seen == 2:
-                os._exit(128 + byte[0])
+            if first is not None:
+                if time.monotonic() - first > ECHO_SECONDS:
+                    os._exit(128 + byte[0])
+                continue
+            first = time.monotonic()
             with suppress(OSError):  # the terminal may be gone
                 print("\nstopping after this step, saved; once more stops at once",
                       file=sys.stderr, flush=True)  # fmt: skip

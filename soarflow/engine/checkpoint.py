@@ -210,7 +210,9 @@ def _save_lora(
     )
 
 
-def _write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def _write(
+    target: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """A safetensors file, whole or not at all, readable for whom the umask says."""
     aside = target.with_name(target.name + ".partial")
     whole = {key: value.cpu().contiguous() for key, value in tensors.items()}

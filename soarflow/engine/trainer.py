@@ -8,16 +8,17 @@ samples, what a checkpoint holds, and the callbacks.
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_callback import PrinterCallback
 
 from ..config import ConfigError
@@ -81,11 +82,16 @@ def training_arguments(job: Job) -> TrainingArguments:
             ddp_timeout=12 * 3600,  # the others wait while one process encodes the pictures
         )
         Trainer.get_optimizer_cls_and_kwargs(args)
+        known = signature(TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]).parameters
+        if unknown := train.lr_scheduler_params.keys() - known:
+            raise TypeError(f"{train.lr_scheduler} has no {', '.join(sorted(unknown))}")
     except (ImportError, TypeError, ValueError) as error:
         raise _unusable(error) from error
     wanted, found = job.device.partition(":")[0], args.device.type
     if wanted != found:
-        raise ConfigError(f"device must be one that this machine has, got {job.device}: {found} is.")
+        raise ConfigError(
+            f"device must be one that this machine has, got {job.device}: {found} is."
+        )
     args._n_gpu = min(args.n_gpu, 1)  # several cards are `accelerate launch`'s, not DataParallel's
     return args
 
@@ -396,8 +402,6 @@ def train(
 ) -> Outcome:
     """Runs a job to its end, from its last checkpoint if there is one; Ctrl-C, SIGTERM or SIGHUP
     end it after the current step, saved."""
-    if os.environ.get("RANK", "0") != "0":
-        say = lambda text: None  # noqa: E731, one process speaks
     saved = checkpoint.last(job.save_root)
     changes = checkpoint.changed_settings(job, saved) if saved else []
     say(f"loading {job.model.name_or_path}")
