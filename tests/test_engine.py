@@ -23,6 +23,9 @@ from soarflow.engine.callbacks import interruption
 from soarflow.engine.job import OTHER_OPTIMIZERS, SCHEDULERS, read_job
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.fixture
 def make(document, write_job):
     """Writes the fixture's job with sections updated; returns its file."""
@@ -185,9 +188,9 @@ def start(path, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-def wait_for(condition, process, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
+def wait_for_a_step(root, process, seconds=60):
+    before, end = metrics_size(root), time.monotonic() + seconds
+    while metrics_size(root) == before:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
 
@@ -221,8 +224,7 @@ def killed_and_resumed(path, root, moments):
     end."""
     for moment in moments:
         process = start(path)
-        before = metrics_size(root)
-        wait_for(lambda: metrics_size(root) != before, process)
+        wait_for_a_step(root, process)
         time.sleep(moment)
         process.kill()
         process.wait()
@@ -560,15 +562,21 @@ def test_the_command_says_what_it_does(document, write_job, capsys):
     assert "finished at step 6" in capsys.readouterr().out
 
 
-def together(path, processes=2, script=("-m", "soarflow", "train")):
-    """The command in several processes, joined by gloo."""
+def together(path, *arguments, script=("-m", "soarflow", "train")):
+    """The command in two processes, joined by gloo; what they print."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *script, str(path),
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *script, path, *arguments,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def watched(path, *arguments):
+    """The collectives of each step that two processes take."""
+    script = (Path(__file__).with_name("processes.py"),)
+    return json.loads(together(path, *arguments, script=script).splitlines()[-1])
 
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "optimizer_params": {"momentum": 0.9}, "max_grad_norm": 10}
@@ -576,24 +584,24 @@ SGD = {"optimizer": "sgd", "lr": 0.1, "optimizer_params": {"momentum": 0.9}, "ma
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "sections"),
+    ("arguments", "batch_size", "sections"),
     [
-        ({"batch_size": 4, "steps": 20}, {"batch_size": 2, "steps": 20}, {}),
-        (
-            {"batch_size": 3, "gradient_accumulation": 2, "steps": 8},
-            {"batch_size": 3, "gradient_accumulation": 1, "steps": 8},
-            {"soar": {"points_per_pass": 2}, "network": None},
-        ),
+        ((), 2, {}),
+        pytest.param((), 3, {"soar": {"points_per_pass": 2}, "network": None}, marks=SLOW),
+        pytest.param(("fsdp",), 3, {}, marks=SLOW),
+        pytest.param(("fsdp",), 2, {"network": None}, marks=SLOW),
     ],
-    ids=["lora", "full fine-tune, joined points"],
+    ids=["lora", "full fine-tune, joined points, short batches", "fsdp lora", "fsdp full"],
 )
-def test_two_processes_are_one_with_the_batch_of_both(run, make, one, two, sections):
-    """The epoch's eight pictures make a short batch of one of those of six."""
-    if "gradient_accumulation" in one:
-        one = {**one, "batch_size": 6, "gradient_accumulation": 1}
-    alone, tensors, rows = run("alone", train={**SGD, **one}, **sections)
-    printed = together(make("both", train={**SGD, **two}, **sections))
-    assert printed.count("finished at step") == 1
+def test_two_processes_are_one_with_the_batch_of_both(run, make, arguments, batch_size, sections):
+    """An epoch has eight pictures: batches of six leave one of two behind."""
+    train = {**SGD, "steps": 20}
+    alone, tensors, rows = run("alone", train={**train, "batch_size": 2 * batch_size}, **sections)
+    path = make("both", train={**train, "batch_size": batch_size}, **sections)
+    if arguments:
+        watched(path, *arguments)
+    else:
+        assert together(path).count("finished at step") == 1
     root = alone.weights.parent.with_name("both")
     other = tensors_of(root / alone.weights.name.replace("alone", "both"))
     for key in tensors:
@@ -602,14 +610,35 @@ def test_two_processes_are_one_with_the_batch_of_both(run, make, one, two, secti
         assert theirs == pytest.approx(mine, rel=1e-4)
 
 
-COUNT = Path(__file__).with_name("count_collectives.py")
+@pytest.mark.parametrize("arguments", [(), pytest.param(("fsdp",), marks=SLOW)])
+def test_several_processes_resume_to_the_bit(make, arguments):
+    path = make(train={"batch_size": 1, "lr_scheduler": "cosine"}, save={"save_every": 3})
+    watched(path, *arguments)
+    root = read_job(path).save_root
+    before, rows = (root / "run.safetensors").read_bytes(), rows_of(root)
+    shutil.rmtree(root / "checkpoint-6")
+    assert len(watched(path, *arguments)) == 3
+    assert (root / "run.safetensors").read_bytes() == before and rows_of(root) == rows
 
 
-@pytest.mark.parametrize(("kind", "accumulation"), [("diffusion_trainer", 1), ("SOARTrainer", 3)])
+@pytest.mark.parametrize(
+    ("kind", "accumulation"),
+    [pytest.param("diffusion_trainer", 1, marks=SLOW), ("SOARTrainer", 3)],
+)
 def test_gradients_are_synchronised_once_a_step(make, kind, accumulation):
     """As often with fifteen backwards as with one: by the last of the last micro-batch."""
     train = {"steps": 3, "gradient_accumulation": accumulation}
     path = make(kind, kind, train=train, soar={"num_aux_points": 4})
-    counts = json.loads(together(path, script=(str(COUNT),)).splitlines()[-1])
     # the gradients' one bucket, which parameters were used, and the metrics
-    assert counts == [3, 3, 3]
+    assert watched(path) == [{"c10d::allreduce_": 3}] * 3
+
+
+@pytest.mark.slow
+def test_fsdp_scatters_gradients_once_a_step_and_gathers_weights_for_each_forward(make):
+    plain, soar = (
+        watched(make(kind, kind, train={"steps": 1}), "fsdp")[0]
+        for kind in ("diffusion_trainer", "SOARTrainer")
+    )
+    scatter, gather = "c10d::_reduce_scatter_base_", "c10d::_allgather_base_"
+    assert soar[scatter] == plain[scatter]
+    assert soar[gather] > 3 * plain[gather]

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,18 +19,15 @@ from transformers import TrainerCallback
 
 from . import sampling
 
-if TYPE_CHECKING:
-    from .trainer import SOARTrainer
-
 METRICS_FILE = "metrics.jsonl"
 AVERAGE_FILE = "average.pt"
 ECHO_SECONDS = 1.0
 
 
 class OfTrainer(TrainerCallback):
-    """A callback that knows its trainer and the job."""
+    """A callback that knows its SOARTrainer and the job."""
 
-    def __init__(self, trainer: "SOARTrainer") -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer, self.job = trainer, trainer.job
 
 

@@ -53,7 +53,7 @@ def training_arguments(job: Job) -> TrainingArguments:
     precision = PRECISIONS.get(train.dtype)
     if precision == "fp16" and job.device == "cpu":
         raise ConfigError("train.dtype fp16 needs a GPU; bf16 and float32 run on a CPU too.")
-    try:
+    with _in_one_sentence():
         args = TrainingArguments(
             output_dir=str(job.save_root),
             max_steps=train.steps,
@@ -85,8 +85,6 @@ def training_arguments(job: Job) -> TrainingArguments:
         known = signature(TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]).parameters
         if unknown := train.lr_scheduler_params.keys() - known:
             raise TypeError(f"{train.lr_scheduler} has no {', '.join(sorted(unknown))}")
-    except (ImportError, TypeError, ValueError) as error:
-        raise _unusable(error) from error
     wanted, found = job.device.partition(":")[0], args.device.type
     if wanted != found:
         raise ConfigError(
@@ -96,11 +94,16 @@ def training_arguments(job: Job) -> TrainingArguments:
     return args
 
 
-def _unusable(error: Exception) -> ConfigError:
-    reason = " ".join(str(error).split())[:300]
-    return ConfigError(
-        f"train.optimizer, lr_scheduler or their params cannot be used together: {reason}"
-    )
+@contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    """What the libraries say of arguments that they cannot use."""
+    try:
+        yield
+    except (ImportError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"train.optimizer, lr_scheduler or their params cannot be used here: {reason}"
+        ) from error
 
 
 class SOARTrainer(Trainer):
@@ -136,6 +139,8 @@ class SOARTrainer(Trainer):
                        Saving(self)],
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ConfigError("DeepSpeed trains here with ZeRO 1 or 2; in place of 3 take FSDP2.")
         if job.average_decay is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ConfigError(
                 "train.ema_config needs whole weights in each process, which FSDP and DeepSpeed "
@@ -295,16 +300,12 @@ class SOARTrainer(Trainer):
         return kind, {**settings, **given}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        try:
+        with _in_one_sentence():
             return super().create_optimizer(model)
-        except (ImportError, TypeError, ValueError) as error:
-            raise _unusable(error) from error
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        try:
+        with _in_one_sentence():
             return super().create_scheduler(num_training_steps, optimizer)
-        except (TypeError, ValueError) as error:
-            raise _unusable(error) from error
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
