@@ -1,4 +1,4 @@
-"""Trains a job and prints, as JSON, the collectives of each step; run by several processes together.
+"""Trains a job and prints, as JSON, each step's collectives; run by several processes together.
 
 `fsdp` as a second argument shards the model. On CPUs accelerate does not by itself: it is told that
 they are GPUs.

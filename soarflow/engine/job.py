@@ -148,7 +148,7 @@ class Train(Engine):
     """Batches whose gradients are averaged for one optimizer step."""
     lr: Amount = 1e-4
     """Learning rate."""
-    optimizer: Literal[(*OPTIMIZERS, *OTHER_OPTIMIZERS)] = "adamw"  # type: ignore[valid-type]
+    optimizer: Literal[tuple(OPTIMIZERS) + OTHER_OPTIMIZERS] = "adamw"  # type: ignore[valid-type]
     """The optimizer, by AI Toolkit's name or transformers'; those of 8 bits need bitsandbytes."""
     optimizer_params: dict[str, Any] = field(default_factory=dict)
     """The optimizer's arguments, such as weight_decay (0.01 unless given)."""

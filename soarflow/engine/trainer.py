@@ -90,6 +90,8 @@ def training_arguments(job: Job) -> TrainingArguments:
         raise ConfigError(
             f"device must be one that this machine has, got {job.device}: {found} is."
         )
+    if found == "cpu":  # of several processes each has another "cpu:0", which torch.load refuses
+        vars(args)["_setup_devices"] = torch.device("cpu")
     args._n_gpu = min(args.n_gpu, 1)  # several cards are `accelerate launch`'s, not DataParallel's
     return args
 
@@ -339,7 +341,8 @@ class SOARTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The trained weights alone; what is frozen is the base model's."""
-        checkpoint.save_trained(self.pipeline.transformer, Path(output_dir), self.args.should_save)
+        folder = Path(output_dir or self.args.output_dir)
+        checkpoint.save_trained(self.pipeline.transformer, folder, self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.resumed_from = Path(resume_from_checkpoint)
