@@ -17,21 +17,33 @@ import yaml
 
 from soarflow.bundled.demo import job_document
 from soarflow.engine.job import read_job
-from soarflow.engine.training import Run
+from soarflow.engine.trainer import SOARTrainer
 from soarflow.tinyscenes.scenes import write_clean_set
 
 
-def make_run(folder: Path, kind: str, checkpointing: bool) -> Run:
+def make_trainer(folder: Path, kind: str, checkpointing: bool) -> SOARTrainer:
+    """Ready to take steps."""
     document = job_document(kind, kind, 1000)
     document["config"]["process"][0]["train"]["gradient_checkpointing"] = checkpointing
     path = folder / f"{kind}.yaml"
     path.write_text(yaml.safe_dump(document))
-    run = Run(read_job(path))
-    run.pipeline.transformer.train()
-    return run
+    trainer = SOARTrainer(read_job(path))
+    trainer._prepare_for_training(1000, trainer.get_train_dataloader(), None)
+    return trainer
 
 
-def saved_bytes(run: Run, step: int) -> int:
+def take_step(trainer: SOARTrainer, number: int) -> None:
+    """What the Trainer's loop does with one batch."""
+    model = trainer.model_wrapped
+    trainer.training_step(model, trainer.training_set.batch(number))
+    trainer._get_grad_norm(model, trainer._clip_grad_norm(model))
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    model.zero_grad()
+    trainer.take_metrics()
+
+
+def saved_bytes(trainer: SOARTrainer, step: int) -> int:
     """The most bytes that autograd keeps for backward at any time of a step."""
     kept = peak = 0
 
@@ -47,28 +59,27 @@ def saved_bytes(run: Run, step: int) -> int:
             kept -= self.size
 
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda one: one.tensor):
-        run.training_step(step)
+        take_step(trainer, step)
     return peak
 
 
 def measure(folder: Path, steps: int, checkpointing: bool) -> dict:
-    runs = {
-        kind: make_run(folder, kind, checkpointing) for kind in ("diffusion_trainer", "SOARTrainer")
-    }
-    seconds: dict[str, list[float]] = {kind: [] for kind in runs}
+    kinds = ("diffusion_trainer", "SOARTrainer")
+    trainers = {kind: make_trainer(folder, kind, checkpointing) for kind in kinds}
+    seconds: dict[str, list[float]] = {kind: [] for kind in trainers}
     for step in range(steps + 2):
-        for kind, run in runs.items():
+        for kind, trainer in trainers.items():
             start = time.perf_counter()
-            run.training_step(step)
+            take_step(trainer, step)
             seconds[kind].append(time.perf_counter() - start)
     plain, soar = (statistics.median(times[2:]) for times in seconds.values())
-    memory = [saved_bytes(run, steps + 2) for run in runs.values()]
+    memory = [saved_bytes(trainer, steps + 2) for trainer in trainers.values()]
     return {
         "gradient_checkpointing": checkpointing,
         "sft_seconds": round(plain, 4),
         "soar_seconds": round(soar, 4),
         "time_ratio": round(soar / plain, 3),
-        "floor": round(runs["SOARTrainer"].job.objective.cost(checkpointing), 3),
+        "floor": round(trainers["SOARTrainer"].job.objective.cost(checkpointing), 3),
         "sft_saved_megabytes": round(memory[0] / 2**20, 1),
         "saved_bytes_ratio": round(memory[1] / memory[0], 4),
     }

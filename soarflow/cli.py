@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,8 +90,10 @@ def _add_model_options(option: Callable[..., Any]) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from .engine.job import read_job
-    from .engine.training import train
+    from .engine.trainer import train
 
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, of several processes one speaks
     silence_loading_bars()
     job = read_job(args.job)
     print(job.describe(), flush=True)

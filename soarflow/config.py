@@ -93,6 +93,12 @@ class SOARConfig:
         return self.num_aux_points if self.correction_weight > 0 else 0
 
     @property
+    def num_passes(self) -> int:
+        """Forwards that a backward follows: the base point's, and the correction points',
+        `points_per_pass` at a time."""
+        return 1 - (-self.num_corrections // self.points_per_pass)
+
+    @property
     def base_weight(self) -> float:
         """The base loss's share of the total: 1 / (1 + correction_weight * num_aux_points) (eq.
         15)."""

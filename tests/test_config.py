@@ -100,6 +100,14 @@ def test_start_step_and_every_choose_the_steps_with_correction():
     assert [step for step in range(10) if config.at_step(step).num_corrections] == [3, 5, 7, 9]
 
 
+def test_the_passes_are_the_base_points_and_the_corrections_in_groups():
+    settings = [{}, {"points_per_pass": 2}, {"points_per_pass": 3}, {"points_per_pass": 4}]
+    assert [SOARConfig(**each).num_passes for each in settings] == [5, 3, 3, 2]
+    assert (
+        SOARConfig(correction_weight=0).num_passes == SOARConfig(num_aux_points=0).num_passes == 1
+    )
+
+
 def test_the_cost_is_the_methods():
     """docs/method.md, "Cost": 5.3x (5.25x) of SFT at N = 4, 2.3x at N = 1, one forward less without
     guidance."""

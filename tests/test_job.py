@@ -34,8 +34,8 @@ BAD = [
     (("train", "lr"), float("nan"), r"train.lr must be a number >= 0, got nan"),
     (
         ("train", "optimizer"),
-        "adamw8bit",
-        r"train.optimizer must be one of adamw, got 'adamw8bit'. The engine trains with adamw",
+        "prodigyopt",
+        r"train.optimizer must be one of adamw, adamw8bit, .*, got 'prodigyopt'",
     ),
     (
         ("train", "timestep_type"),

@@ -14,7 +14,7 @@ from soarflow.bundled.scoring import draw, held_out
 from soarflow.engine.families import Family, load_family
 from soarflow.engine.job import Job, read_job
 from soarflow.engine.sampling import grid
-from soarflow.engine.training import Run, train
+from soarflow.engine.trainer import SOARTrainer, train
 from soarflow.tinyscenes import BUNDLED
 from soarflow.tinyscenes.captions import CATEGORIES
 from soarflow.tinyscenes.scenes import write_clean_set
@@ -35,7 +35,7 @@ def train_cell(cell: Cell) -> tuple[Family, list[dict]]:
         return family, []
     with tempfile.TemporaryDirectory() as name:
         job = make_job(cell, Path(name))
-        outcome = train(job, say=lambda _: None, make_run=lambda job: make_run(job, cell))
+        outcome = train(job, say=lambda _: None, make_trainer=lambda job: make_trainer(job, cell))
         apply(family, cell, outcome.weights)
         log = (job.save_root / "metrics.jsonl").read_text().splitlines()
     return family, [json.loads(line) for line in log[:: max(len(log) // LOGGED, 1)]]
@@ -47,10 +47,10 @@ def make_job(cell: Cell, folder: Path) -> Job:
     return read_job(folder / "job.yaml")
 
 
-def make_run(job: Job, cell: Cell) -> Run:
-    run = Run(job)
-    run.objective = OBJECTIVES[cell.arm.objective]
-    return run
+def make_trainer(job: Job, cell: Cell) -> SOARTrainer:
+    trainer = SOARTrainer(job)
+    trainer.objective = OBJECTIVES[cell.arm.objective]
+    return trainer
 
 
 def apply(family: Family, cell: Cell, weights: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from ..engine.families import load_family
 from ..engine.job import read_job
-from ..engine.training import train
+from ..engine.trainer import train
 from ..terminal import command
 from ..tinyscenes import BUNDLED
 from ..tinyscenes.scenes import CLEAN_NUMBER, write_clean_set

@@ -30,6 +30,24 @@ from ..settings import (
 )
 from .levels import TIMESTEP_TYPES
 
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit", "lion8bit": "lion_8bit"}
+"""AI Toolkit's spellings of transformers' names."""
+OTHER_OPTIMIZERS = (
+    "adafactor", "adagrad", "adamw_anyprecision", "adamw_8bit", "adamw_bnb_8bit", "adamw_torch",
+    "adamw_torch_4bit", "adamw_torch_8bit", "adamw_torch_fused", "ademamix", "ademamix_8bit",
+    "grokadamw", "lion_32bit", "lion_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit",
+    "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "rmsprop_bnb_8bit", "schedule_free_adamw",
+    "schedule_free_radam", "schedule_free_sgd", "sgd", "stable_adamw",
+)  # fmt: skip
+"""transformers' names, but those of optimizers that want to know the model's layers."""
+SCHEDULERS = (
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts",
+    "cosine_with_min_lr", "cosine_warmup_with_min_lr", "inverse_sqrt", "polynomial",
+    "warmup_stable_decay",
+)  # fmt: skip
+"""transformers' names, but those of schedulers that follow an evaluation."""
+
 
 class Engine:
     """A section that the engine reads."""
@@ -130,19 +148,17 @@ class Train(Engine):
     """Batches whose gradients are averaged for one optimizer step."""
     lr: Amount = 1e-4
     """Learning rate."""
-    optimizer: Annotated[
-        Literal["adamw"], Rule(remedy="The engine trains with adamw; the others are AI Toolkit's.")
-    ] = "adamw"
-    """The optimizer."""
+    optimizer: Literal[tuple(OPTIMIZERS) + OTHER_OPTIMIZERS] = "adamw"  # type: ignore[valid-type]
+    """The optimizer, by AI Toolkit's name or transformers'; those of 8 bits need bitsandbytes."""
     optimizer_params: dict[str, Any] = field(default_factory=dict)
-    """Arguments of torch.optim.AdamW, such as weight_decay (0.01 unless given)."""
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    """How the learning rate changes."""
+    """The optimizer's arguments, such as weight_decay (0.01 unless given)."""
+    lr_scheduler: Literal[SCHEDULERS] = "constant"  # type: ignore[valid-type]
+    """How the learning rate changes, by transformers' names."""
     lr_scheduler_params: dict[str, Any] = field(default_factory=dict)
-    """Arguments of diffusers' scheduler, such as num_warmup_steps."""
+    """The scheduler's arguments, such as num_warmup_steps."""
     max_grad_norm: Amount = 1.0
     """The gradient's norm is cut to this."""
-    dtype: Literal["bf16", "float32", "fp32", "bfloat16"] = "bf16"
+    dtype: Literal["bf16", "float32", "fp32", "bfloat16", "fp16", "float16"] = "bf16"
     """Number format of the model's arithmetic; trained weights are float32 always."""
     timestep_type: Literal[tuple(TIMESTEP_TYPES)] = "sigmoid"  # type: ignore[valid-type]
     """How levels are drawn: sigmoid is logit-normal, linear uniform, shift the schedule's own."""
@@ -166,6 +182,8 @@ class Train(Engine):
     """Draw none before the first step."""
     seed: Index = 42
     """All randomness follows from it."""
+    report_to: list[Text] = field(default_factory=list)
+    """Who is told the metrics beside metrics.jsonl and TensorBoard: wandb, trackio, mlflow, ..."""
 
 
 @section
@@ -182,6 +200,8 @@ class Model(Engine):
     """Base weights in 8 bits: AI Toolkit's alone."""
     low_vram: Literal[False] = False
     """Offloading: AI Toolkit's alone."""
+    compile: Flag = False
+    """Train through torch.compile: faster steps after a slow first one."""
 
 
 @section
@@ -296,6 +316,12 @@ class Job(Process):
     def objective(self) -> SOARConfig:
         """The settings of the objective; plain SFT is SOAR without correction."""
         return self.soar if self.type == "SOARTrainer" else SOARConfig(correction_weight=0.0)
+
+    @property
+    def average_decay(self) -> float | None:
+        """The decay of the averaged weights; None where no average is kept."""
+        ema = self.train.ema_config
+        return ema.ema_decay if ema and ema.use_ema else None
 
     def describe(self) -> str:
         """The resolved settings and the cost multiplier, one line each."""
