@@ -437,6 +437,7 @@ def test_a_broken_picture_keeps_what_is_encoded(load, data, tmp_path):
 
 
 def test_files_are_closed_while_encoding(load, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "BATCH_BYTES", 1)
     monkeypatch.setattr(cache, "FILE_BYTES", 1)
     load(data)
     assert len(list((tmp_path / "d" / CACHE).glob("latents-*.arrow"))) == 4

@@ -16,8 +16,11 @@ from ..config import ConfigError
 FORMAT = 1
 """Of the files; caches of another one are not looked at."""
 COLUMNS = {"key": "string", "label": "string", "tensors": "large_binary"}
-FILE_BYTES, FILE_SECONDS = 64 * 2**20, 60.0
-"""A file is closed when it has so much or has waited so long: more than that is never lost."""
+BATCH_BYTES = 2**23
+"""So much is held in memory before it is written."""
+FILE_BYTES, FILE_SECONDS = 2**30, 600.0
+"""A file is closed when it has so much or is so old: no more than that is lost where a process is
+killed, and no more files than a process may have open come of it."""
 
 
 class Store:
@@ -29,6 +32,7 @@ class Store:
         self.folders, self.kind = folders, f"{kind}-v{FORMAT}"
         self.waiting: dict[str, tuple[str, bytes]] = {}
         self.bytes_waiting = 0
+        self.file: ArrowFile | None = None
         self.table: Any = None
         self.temporary: Any = None  # a folder that is to live as long
         self.open()
@@ -42,7 +46,6 @@ class Store:
         self.table = concatenate_datasets(tables).with_format("arrow") if tables else None
         keys = self.table.data.column("key").to_pylist() if tables else []
         self.rows = {key: row for row, key in enumerate(keys)}
-        self.opened = time.monotonic()
 
     def __contains__(self, key: str) -> bool:
         return key in self.rows or key in self.waiting
@@ -63,29 +66,83 @@ class Store:
         data = save({name: value.cpu().contiguous() for name, value in tensors.items()})
         self.waiting[key] = label, data
         self.bytes_waiting += len(data)
-        if self.bytes_waiting > FILE_BYTES or time.monotonic() - self.opened > FILE_SECONDS:
+        if self.bytes_waiting > BATCH_BYTES:
             self._write()
 
     def _write(self) -> None:
         if not self.waiting:
             return
-        name = hashlib.sha256("".join(self.waiting).encode()).hexdigest()[:16]
         labels, data = zip(*self.waiting.values(), strict=True)
         columns = {"key": list(self.waiting), "label": list(labels), "tensors": list(data)}
-        write_arrow(self.folders[-1] / f"{self.kind}-{name}.arrow", columns, COLUMNS)
+        file = self.file or ArrowFile(self.folders[-1], self.kind, COLUMNS)
+        self.file = None  # of one that cannot be written nothing is left
+        file.write(columns)
+        self.file = file
         self.rows |= dict.fromkeys(self.waiting, -1)  # their rows are known when it is opened
-        self.waiting, self.bytes_waiting, self.opened = {}, 0, time.monotonic()
+        self.waiting, self.bytes_waiting = {}, 0
+        if self.file.bytes > FILE_BYTES or time.monotonic() - self.file.began > FILE_SECONDS:
+            self._close()
+
+    def _close(self) -> None:
+        if self.file is not None:
+            self.file.close(f"{self.kind}-{self.file.digest.hexdigest()[:16]}.arrow")
+            self.file = None
 
     @contextlib.contextmanager
     def filling(self) -> Iterator[None]:
-        """Writes what waits at the end, or where an interrupt breaks it off."""
+        """Writes what waits at the end, and where something breaks it off; opens it all again."""
         try:
             yield
-        except (KeyboardInterrupt, ConfigError):
+        finally:
             self._write()
-            raise
-        self._write()
+            self._close()
         self.open()
+
+
+class ArrowFile:
+    """An Arrow file in the making, under a name that is not read. Raises ConfigError where it
+    cannot be written; nothing is left of it then."""
+
+    def __init__(self, folder: Path, kind: str, types: dict[str, str]) -> None:
+        from datasets import Features, Value
+        from datasets.arrow_writer import ArrowWriter
+
+        self.partial = folder / f".{kind}.partial"  # a killed process's is written over
+        self.began, self.bytes, self.digest = time.monotonic(), 0, hashlib.sha256()
+        features = Features({name: Value(each) for name, each in types.items()})
+        with self._whole():
+            self.stream = self.partial.open("wb", buffering=0)
+            self.writer = ArrowWriter(features=features, stream=self.stream)
+
+    def write(self, columns: dict[str, list]) -> None:
+        """Rows; the first column names them."""
+        self.digest.update("".join(next(iter(columns.values()))).encode())
+        with self._whole():
+            self.writer.write_batch(columns)
+            self.bytes = self.stream.tell()
+
+    def close(self, name: str) -> None:
+        """Gives it its name."""
+        with self._whole():
+            self.writer.finalize()
+            with self.partial.open("rb") as stream:
+                os.fsync(stream.fileno())  # a name without its bytes would survive a power cut
+            self.partial.replace(self.partial.with_name(name))
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                self.partial.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
+            raise ConfigError(
+                f"the cache cannot be written to {self.partial.parent}: "
+                f"{error.strerror or error}. Make room there and start again; what is cached "
+                "already is kept."
+            ) from error
 
 
 def read_arrow(file: Path, columns: dict[str, str]) -> Any:
@@ -101,31 +158,6 @@ def read_arrow(file: Path, columns: dict[str, str]) -> Any:
     with contextlib.suppress(OSError):
         file.unlink()
     return None
-
-
-def write_arrow(file: Path, columns: dict[str, list], types: dict[str, str]) -> None:
-    """Raises ConfigError where it cannot be written; nothing is left then."""
-    from datasets import Features, Value
-    from datasets.arrow_writer import ArrowWriter
-
-    partial = file.with_name(f".{os.getpid()}-{file.name}.partial")
-    features = Features({name: Value(each) for name, each in types.items()})
-    try:
-        with partial.open("wb") as stream:
-            writer = ArrowWriter(features=features, stream=stream)
-            writer.write_batch(columns)
-            writer.finalize()
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())  # a name without its bytes would survive a power cut
-        partial.replace(file)
-    except OSError as error:
-        raise ConfigError(
-            f"the cache cannot be written to {file.parent}: {error.strerror or error}. Make room "
-            "there and start again; what is cached already is kept."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def is_writable(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from .cache import FORMAT, Store, is_writable, read_arrow, write_arrow
+from .cache import FORMAT, ArrowFile, Store, is_writable, read_arrow
 from .families import Family, Features, Text, fingerprint
 from .job import Dataset, Job
 from .pictures import bucket_size, read_picture, to_pixels
@@ -412,7 +413,7 @@ class Encoding:
                 rows += [store.rows[key]] * dataset.num_repeats
                 pictures += [number] * dataset.num_repeats
         labels = store.labels()
-        bucket = [labels[row] for row in rows]
+        bucket = [sys.intern(labels[row]) for row in rows]
         store.rows = {}  # not needed any more, and as long as the data set
         return Part(
             dataset, trigger_word, captions, store, np.array(pictures), np.array(rows), bucket
@@ -477,7 +478,9 @@ def _keep_listing(source: Source, store: Store, listing: dict[str, list[Any]]) -
     folder = store.folders[-1]
     for old in folder.glob(f"listing-v{FORMAT}-*"):
         old.unlink(missing_ok=True)
-    write_arrow(folder / _listing_name(source), listing, LISTING)
+    file = ArrowFile(folder, "listing", LISTING)
+    file.write(listing)
+    file.close(_listing_name(source))
 
 
 def micro_batches(training_set: TrainingSet, step: int, accumulation: int) -> Iterator[list[Draw]]:

@@ -199,7 +199,7 @@ def _rows(found: str, home: Path, folder: Path, module: str, files: list[str] | 
         raise failed(error) from error
 
     def pictures() -> Iterator[Picture]:
-        rows = iter(())
+        rows: Iterator[dict[str, Any]] = iter(())
         index = 0
         while True:
             try:
