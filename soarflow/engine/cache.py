@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..config import ConfigError
 
+END = b"\xff\xff\xff\xff\0\0\0\0"
+"""Of an Arrow stream; one that is cut off between two batches of rows would be read without it."""
 FORMAT = 1
 """Of the files; caches of another one are not looked at."""
 COLUMNS = {"key": "string", "label": "string", "tensors": "large_binary"}
@@ -150,8 +152,11 @@ def read_arrow(file: Path, columns: dict[str, str]) -> Any:
     from datasets import Dataset
 
     try:
+        with file.open("rb") as stream:
+            stream.seek(-len(END), os.SEEK_END)
+            whole = stream.read() == END
         table = Dataset.from_file(str(file))
-        if {name: each.dtype for name, each in table.features.items()} == columns:
+        if whole and {name: each.dtype for name, each in table.features.items()} == columns:
             return table
     except (OSError, ValueError):  # pyarrow's are these
         pass
