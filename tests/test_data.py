@@ -449,6 +449,22 @@ def test_files_are_closed_while_encoding(load, data, tmp_path, monkeypatch):
     assert load(data)[1].pictures == 0
 
 
+def test_batches_are_of_one_size_and_change_nothing(load, tmp_path, monkeypatch):
+    folder = tmp_path / "d"
+    captions = {f"p{number:02d}": f"the {number}" for number in range(30)}
+    folder_of(folder, **captions)
+    for number, name in enumerate(captions):
+        size = [(16, 16), (32, 8), (8, 32)][number % 3]
+        Image.new("RGB", size, (8 * number, 0, 0)).save(folder / f"{name}.png")
+    options = {"folder_path": str(folder), "resolution": [16, 32]}
+    one_by_one, *_ = load({**options, "cache_latents_to_disk": False})
+    monkeypatch.setattr("soarflow.engine.data._together", lambda device: 4)
+    together, encoders, _ = load(options)
+    assert encoders.pictures == 60 and len(encoders.texts) == 0
+    for one, other in zip(one_by_one.items, together.items, strict=True):
+        assert torch.equal(one.latent, other.latent) and one.caption == other.caption
+
+
 def test_a_read_only_folder_has_its_cache_in_the_output(load, data, tmp_path):
     folder = tmp_path / "d" / CACHE
     folder.write_text("a file where the folder would be")  # holds for root too

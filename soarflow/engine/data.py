@@ -278,8 +278,7 @@ class Encoding:
             for name, part in sorted(parts.items())
             if name.startswith("text_encoder") and part is not None
         )
-        # a CPU gains nothing from batches, and each latent is the same whatever comes beside it
-        self.batch = 1 if next(parts["vae"].parameters()).device.type == "cpu" else 8
+        self.batch = _together(next(parts["vae"].parameters()).device)
 
     def bar(self, things: Iterable[Any], what: str, total: int | None = None) -> Any:
         from tqdm import tqdm
@@ -449,6 +448,12 @@ class Encoding:
             )
             for text, cut, tensors in made:
                 store.add(keys[text], "cut" if cut else "", tensors)
+
+
+def _together(device: torch.device) -> int:
+    """How many are encoded at once: a CPU gains nothing from batches, and alone each latent is the
+    same whatever comes beside it."""
+    return 1 if device.type == "cpu" else 8
 
 
 def _key(*parts: object) -> str:
