@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors.torch import load, save
@@ -169,9 +170,7 @@ def is_writable(folder: Path) -> bool:
     """Tried, not asked: a read-only mount has the right permissions."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.partial"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=folder):
+            return True
     except OSError:
         return False
-    return True
