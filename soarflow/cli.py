@@ -112,16 +112,13 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .engine.data import list_images
     from .engine.job import read_job
+    from .engine.sources import open_source
 
     job = read_job(args.job)
     print(job.describe())
     for dataset in job.datasets:
-        print(
-            f"  {len(list_images(dataset, job.trigger_word))} pictures with captions in "
-            f"{dataset.folder_path}"
-        )
+        print(f"  {open_source(dataset).found}")
     print("the job is good: nothing was run")
     return 0
 

@@ -5,6 +5,7 @@ Each section's fields are the keys that the engine honours, with AI Toolkit's na
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -61,6 +62,10 @@ def _listed(value: Any) -> Any:
     return [value] if type(value) is int else value
 
 
+def _texts(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 def _folder_name(name: str) -> str:
     if not name or name != Path(name).name or name in (".", ".."):
         raise ValueError("a name for the output folder, without slashes")
@@ -93,16 +98,32 @@ class Save(Engine):
 
 @section
 class Dataset(Engine):
-    """A folder of pictures with captions."""
+    """Pictures with captions."""
 
     folder_path: Text
-    """The folder; each picture's caption lies beside it under the same name."""
-    caption_ext: Text = "txt"
-    """Ending of the caption files."""
+    """A folder of pictures whose captions lie beside them under the same names, or of JSON lines,
+    parquet, webdataset or Arrow files; or a data set of the hub, org/name."""
+    caption_ext: Annotated[
+        list[Text],
+        BeforeValidator(_texts, json_schema_input_type=list[Text] | Text),
+        Field(min_length=1),
+        Rule("an ending of files, or a list of them"),
+    ] = field(default_factory=lambda: ["txt"])
+    """Ending of the caption files; of several, the first that is there."""
     default_caption: Text | None = None
-    """Caption of pictures that have no caption file."""
+    """Caption of pictures that have none, or an empty one."""
+    trigger_word: Text | None = None
+    """The trigger word of this data set, in place of the job's."""
     caption_dropout_rate: Share = 0.0
     """Share of the draws whose caption is replaced by the empty one."""
+    token_dropout_rate: Share = 0.0
+    """Share of a caption's parts between commas that a draw leaves out."""
+    keep_tokens: Index = 0
+    """So many of a caption's first parts are never left out by token_dropout_rate."""
+    shuffle_tokens: Flag = False
+    """A caption's parts between commas come in a random order at each draw."""
+    flip_x: Flag = False
+    """Each picture comes a second time, mirrored."""
     resolution: Annotated[
         list[Count],
         BeforeValidator(_listed, json_schema_input_type=list[Count] | Count),
@@ -358,14 +379,18 @@ def read_job(path: Path) -> Job:
 def _resolved(job: Job, beside: Path) -> Job:
     """The job with its paths made absolute; its data sets must be there."""
     folders = [dataset.folder_path for dataset in job.datasets]
-    lie_here = all(Path(each).is_dir() and not (beside / each).is_dir() for each in folders)
+    local = [each for each in folders if not is_hub_name(each, beside)]
+    lie_here = bool(local) and all(
+        Path(each).is_dir() and not (beside / each).is_dir() for each in local
+    )
     root = Path.cwd() if lie_here else beside
 
     def absolute(path: str | Path) -> str:
         return os.path.normpath(root / path)
 
-    for index, folder in enumerate(map(absolute, folders)):
-        if not Path(folder).is_dir():
+    folders = [absolute(each) if each in local else each for each in folders]
+    for index, folder in enumerate(folders):
+        if Path(folder).is_absolute() and not Path(folder).is_dir():
             raise ConfigError(
                 f"datasets[{index}].folder_path must be a folder that exists, got {folder}."
             )
@@ -373,6 +398,16 @@ def _resolved(job: Job, beside: Path) -> Job:
     return replace(
         job,
         training_folder=Path(absolute(job.training_folder)),
-        datasets=[replace(each, folder_path=absolute(each.folder_path)) for each in job.datasets],
+        datasets=[
+            replace(each, folder_path=folder)
+            for each, folder in zip(job.datasets, folders, strict=True)
+        ],
         model=replace(job.model, name_or_path=model) if Path(model).exists() else job.model,
     )
+
+
+def is_hub_name(folder: str, beside: Path) -> bool:
+    """Whether a data set's place is org/name on the hub: it looks like that, and no folder is
+    there."""
+    looks = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", folder)
+    return bool(looks) and not Path(folder).is_dir() and not (beside / folder).is_dir()

@@ -30,7 +30,10 @@ class Family(Protocol):
         """Pictures (B, 3, H, W) in [-1, 1] to latents."""
 
     def encode_text(self, texts: list[str]) -> Features:
-        """What the encoders say of each text."""
+        """What the encoders say of each text, cut off where it is too long."""
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """Which texts `encode_text` cuts off."""
 
     def predict(self, z: Tensor, sigma: Tensor, features: Features) -> Tensor:
         """The velocity noise - x0 at `z` and `sigma` (B,)."""

@@ -36,7 +36,27 @@ class ZImage:
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Features:
         embeds = self.pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False)[0]
-        return [{"text": each} for each in embeds]
+        return [{"text": each[: self.text_limit()]} for each in embeds]
+
+    def text_limit(self) -> int:
+        """The longest text in tokens: the pipeline's, or what the transformer has places for. Text
+        is filled up to a multiple of 32, and the picture comes one place after it."""
+        places = self.pipeline.transformer.config.axes_lens[0]
+        return min(512, (places - 2) // 32 * 32)
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """Which texts `encode_text` cuts off."""
+        tokenizer = self.pipeline.tokenizer
+        whole = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=True,
+            )
+            for text in texts
+        ]
+        return [len(tokens) > self.text_limit() for tokens in tokenizer(whole).input_ids]
 
     def predict(self, z: Tensor, sigma: Tensor, features: Features) -> Tensor:
         states = list(z.to(self.pipeline.transformer.dtype).unsqueeze(2))
