@@ -10,6 +10,7 @@ import torch
 from ..config import ConfigError
 from .families import Family
 from .job import Job
+from .lora import written
 
 STATE_FILE = "resume.pt"
 
@@ -52,17 +53,8 @@ def save_weights(job: Job, family: Family, step: int | None) -> Path:
         copy.load_state_dict(transformer.state_dict())
         copy.to(dtype).save_pretrained(target)
     else:
-        from peft.utils import get_peft_model_state_dict
-
         target = job.save_root / f"{name}.safetensors"
-        layers = {
-            key: value.detach().to("cpu", dtype)
-            for key, value in get_peft_model_state_dict(transformer).items()
-        }
-        config = transformer.peft_config["default"].to_dict()
-        metadata = {
-            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-        }
+        layers, metadata = written(transformer, dtype)
         family.pipeline.save_lora_weights(
             job.save_root,
             transformer_lora_layers=layers,

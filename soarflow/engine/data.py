@@ -102,7 +102,10 @@ def load_training_set(job: Job, family: Family) -> TrainingSet:
     from tqdm import tqdm
 
     items: list[Item] = []
-    encoders = fingerprint(family.pipeline.vae), fingerprint(family.pipeline.text_encoder)
+    encoders = (
+        fingerprint(family.pipeline.vae),
+        "".join(map(fingerprint, family.text_encoders())),
+    )
     captions = {""}
     store: dict[str, bool] = {"": all(dataset.cache_text_embeddings for dataset in job.datasets)}
     for dataset in job.datasets:

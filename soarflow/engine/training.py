@@ -18,10 +18,17 @@ from ..config import ConfigError
 from ..objective import soar_backward, squared_error
 from ..path import widen
 from . import checkpoint, sampling
-from .data import Draw, TrainingSet, load_training_set, micro_batches
-from .families import Features, load_family
+from .data import (
+    Draw,
+    TrainingSet,
+    load_training_set,
+    micro_batches,
+    seeded_generator,
+)
+from .families import Features, Text, load_family
 from .job import Job
 from .levels import draw_sigma
+from .lora import add_lora
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -72,12 +79,16 @@ class Run:
             )
         self.device = self.accelerator.device
         self.family = load_family(
-            job.model.arch, job.model.name_or_path, torch.float32, self.device
-        )
+            job.model.arch, job.model.name_or_path,
+            torch.bfloat16 if self.half else torch.float32, self.device,
+            denoiser=False, **job.model.loading(),
+        )  # fmt: skip
         self.pipeline = self.family.pipeline
         self.training_set: TrainingSet = load_training_set(job, self.family)
-        # everything is cached: their memory is the training's until the next samples
-        self._move_encoders("cpu")
+        self.sample_texts = self._encode_samples()
+        # everything is encoded: the encoders' memory is the denoiser's
+        self.family.free_encoders()
+        self.family.load_denoiser(torch.float32 if job.network is None else None)
         self.parameters = self._make_trainable()
         settings = {"weight_decay": 0.01, **job.train.optimizer_params}
         warmup = {"num_warmup_steps": 0, **job.train.lr_scheduler_params}
@@ -99,30 +110,20 @@ class Run:
         """bfloat16 arithmetic where the job asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
-    def _move_encoders(self, device: torch.device | str) -> None:
-        for encoder in (self.pipeline.vae, self.pipeline.text_encoder):
-            encoder.to(device)
+    def _encode_samples(self) -> dict[str, Text] | None:
+        """What samples need of the text encoders, which are gone by then."""
+        settings = self.job.sample
+        if self.job.train.disable_sampling or not settings.prompts:
+            return None
+        return sampling.encode(self.family, settings.prompts, settings.neg)
 
     def _make_trainable(self) -> list[torch.nn.Parameter]:
         """Freezes everything but the LoRA, or but the transformer; trained weights are float32
         always."""
-        from peft import LoraConfig
-
         transformer, network = self.pipeline.transformer, self.job.network
-        for module in (self.pipeline.vae, self.pipeline.text_encoder):
-            module.requires_grad_(False)
+        self.pipeline.vae.requires_grad_(False)
         if network is not None:
-            transformer.requires_grad_(False)
-            if self.half:
-                transformer.to(torch.bfloat16)
-            torch.manual_seed(self.job.train.seed)  # the LoRA's initial values
-            transformer.add_adapter(
-                LoraConfig(
-                    r=network.linear,
-                    lora_alpha=network.linear_alpha,
-                    target_modules=self.family.lora_targets,
-                )
-            )
+            add_lora(self.pipeline, network, self.family.lora_targets, self.job.train.seed)
         parameters = [
             parameter for parameter in transformer.parameters() if parameter.requires_grad
         ]
@@ -135,6 +136,8 @@ class Run:
     def training_step(self, step: int) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
         train, config = self.job.train, self.job.objective.at_step(step)
+        # a LoRA's dropout is all that draws from it
+        torch.manual_seed(seeded_generator(train.seed, "step", step).initial_seed())
         results = []
         for draws in micro_batches(self.training_set, step, train.gradient_accumulation):
             generators = [draw.generator for draw in draws]
@@ -143,9 +146,8 @@ class Run:
             )
             empty = self.training_set.features([""], self.device)
             x0 = torch.stack([draw.item.latent for draw in draws]).to(self.device)
-            sigma = draw_sigma(train.timestep_type, self.family.schedule_shift(), generators).to(
-                self.device
-            )
+            shift = self.family.schedule_shift(x0.shape)
+            sigma = draw_sigma(train.timestep_type, shift, generators).to(self.device)
             noise = torch.stack(
                 [torch.randn(x0.shape[1:], generator=each) for each in generators]
             ).to(self.device)
@@ -155,7 +157,7 @@ class Run:
                     predict_uncond=self._predictor(empty),
                     loss_fn=LOSSES[train.loss_type],
                     generator=generators,
-                    shift=self.family.schedule_shift(),
+                    shift=shift,
                     backward=self.accelerator.backward,  # divides by gradient_accumulation
                 )
             )  # fmt: skip
@@ -206,20 +208,20 @@ class Run:
     def write_samples(self, step: int) -> None:
         """The job's sample prompts, from the same seeds every time."""
         settings = self.job.sample
-        if self.job.train.disable_sampling or not settings.prompts:
+        if self.sample_texts is None:
             return
         seeds = [
             settings.seed + (index if settings.walk_seed else 0)
             for index in range(len(settings.prompts))
         ]
-        self._move_encoders(self.device)
+        self.pipeline.vae.to(self.device)
         with self.averaged_weights(), self.autocast():
             images = sampling.sample(
                 self.family, settings.prompts, seeds, width=settings.width, height=settings.height,
                 guidance_scale=settings.guidance_scale, steps=settings.sample_steps,
-                negative=settings.neg,
+                negative=settings.neg, texts=self.sample_texts,
             )  # fmt: skip
-        self._move_encoders("cpu")
+        self.pipeline.vae.to("cpu")
         sampling.write_samples(self.job.save_root / "samples", step, images)
 
     def state(self, step: int) -> dict[str, Any]:
