@@ -63,7 +63,7 @@ BAD = [
     (
         ("network", "type"),
         "lokr",
-        r"network.type must be one of lora, dora, got 'lokr'. lokr is AI Toolkit's",
+        r"network.type must be one of lora, dora, got 'lokr'. lokr trains inside AI Toolkit",
     ),
     (("network", "linear_alpha"), 0, r"network.linear_alpha must be a number > 0, got 0. 0 would"),
     (

@@ -72,8 +72,8 @@ class Network(Engine):
     type: Annotated[
         Literal["lora", "dora"],
         Rule(
-            remedy="lokr is AI Toolkit's: its factors are whole matrices, PEFT's are not, and "
-            "diffusers loads neither."
+            remedy="lokr trains inside AI Toolkit: diffusers, which draws with what the engine "
+            "writes, loads none."
         ),
     ] = "lora"
     """What is added to the model; of dora diffusers reads all, ComfyUI the directions alone."""

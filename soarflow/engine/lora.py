@@ -35,14 +35,15 @@ def add_lora(pipeline: Any, network: Network, targets: list[str], seed: int) -> 
 def layers_of(transformer: torch.nn.Module, network: Network, targets: list[str]) -> list[str]:
     """The names of the linear layers that get a LoRA. Raises ConfigError where there are none."""
     ends = tuple(f".{end}" for end in network.target_modules or targets)
-    only, ignored = network.network_kwargs.only_if_contains, network.network_kwargs
+    only = network.network_kwargs.only_if_contains
+    ignored = network.network_kwargs.ignore_if_contains
     chosen = [
         name
         for name, module in transformer.named_modules()
         if isinstance(module, torch.nn.Linear)
         and IN_A_BLOCK.search(name)
         and (_has(name, only) if only is not None else f".{name}".endswith(ends))
-        and not _has(name, ignored.ignore_if_contains)
+        and not _has(name, ignored)
     ]
     if not chosen:
         raise ConfigError(
@@ -60,7 +61,9 @@ def _start_from(path: Path, pipeline: Any, network: Network) -> None:
     """The weights of a LoRA's file, scaled so that they mean the same under this job's alpha."""
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-    loaded = pipeline.lora_state_dict(str(path), return_lora_metadata=True)
+    loaded = pipeline.lora_state_dict(
+        str(path.parent), weight_name=path.name, return_lora_metadata=True
+    )
     found, metadata = loaded[0], loaded[-1] or {}
     weights = {key.removeprefix("transformer."): value for key, value in found.items()}
     alpha = metadata.get("transformer.lora_alpha")

@@ -215,7 +215,7 @@ def load_pipeline(
 def _loaded(kind: Any, name_or_path: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(name_or_path, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"model.name_or_path {name_or_path} cannot be loaded as {kind.__name__}: {reason}"

@@ -37,6 +37,10 @@ QTYPES: dict[str, tuple[str, Callable[[Any, torch.dtype], Any]]] = {
 }
 """By name: the library that does it, and its config out of diffusers or transformers. AI Toolkit
 keeps qfloat8 and qint8 by quanto, which diffusers gave up; torchao's have the same formats."""
+INSTALL = {
+    "torchao": "pip install torchao==0.16.0 (PEFT 0.18 cannot use a newer one)",
+    "bitsandbytes": "pip install bitsandbytes (it needs a GPU)",
+}
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,9 @@ class Quantization:
 
     def __post_init__(self) -> None:
         for key, qtype in (("qtype", self.transformer), ("qtype_te", self.encoder)):
-            if qtype is not None and importlib.util.find_spec(QTYPES[qtype][0]) is None:
-                raise ConfigError(
-                    f"model.{key} {qtype} needs {QTYPES[qtype][0]}: pip install {QTYPES[qtype][0]}."
-                )
+            library = QTYPES[qtype][0] if qtype else None
+            if library and importlib.util.find_spec(library) is None:
+                raise ConfigError(f"model.{key} {qtype} needs {library}: {INSTALL[library]}.")
 
     def of_transformer(self, dtype: torch.dtype) -> dict[str, Any]:
         """The arguments that its `from_pretrained` takes."""
