@@ -194,6 +194,8 @@ def fingerprint(module: torch.nn.Module) -> str:
     it."""
     digest = hashlib.sha256()
     for name, parameter in module.state_dict().items():
+        if "torchao" in type(parameter).__module__:  # a quantized weight, of no flat form
+            parameter = parameter.dequantize()
         digest.update(name.encode() + parameter.flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
