@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 from itertools import count, pairwise, product
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +25,11 @@ from soarflow import ConfigError
 from soarflow.cli import main
 from soarflow.engine.families import FAMILIES, Quantization, load_family
 from soarflow.engine.families.base import Pretrained
-from soarflow.engine.job import Network
+from soarflow.engine.job import Network, read_job
 from soarflow.engine.lora import add_lora, layers_of, written
 from soarflow.rollout import guide, ode_step
 
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "engine").glob("*.yaml"))
 PROMPTS = ["a red circle", "two blue squares"]  # of different lengths
 
 
@@ -391,6 +393,21 @@ def test_quantize_needs_a_lora(train, capsys):
     with pytest.raises(AssertionError):
         train("sd3", network=None, model={"quantize": True})
     assert "model.quantize must be false without network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_job(example, tmp_path):
+    """But for the pictures, which are to be the user's."""
+    text = example.read_text(encoding="utf-8").replace("/path/to/images", str(tmp_path))
+    (tmp_path / "job.yaml").write_text(text)
+    job = read_job(tmp_path / "job.yaml")
+    assert job.name == example.stem
+    assert job.soar.num_steps == job.sample.sample_steps
+
+
+def test_every_family_has_an_example():
+    read = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in EXAMPLES)
+    assert {each["config"]["process"][0]["model"]["arch"] for each in read} == set(FAMILIES)
 
 
 # LoRA.
