@@ -144,6 +144,19 @@ def test_a_batch_of_texts_is_predicted_as_each_alone(family):
         close(together[[index]], alone)
 
 
+@torch.no_grad()
+def test_texts_that_are_too_long_are_those_whose_end_changes_nothing(family):
+    whole = "a"
+    while not family.too_long([whole + " b"])[0]:
+        whole += " b"
+    longer, other = (whole + " b" * 200 + end for end in (" c", " d"))
+    assert family.too_long(["a", whole, longer, other]) == [False, False, True, True]
+    one, two = family.encode_text([longer, other])
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    full, cut = (family.encode_text([text])[0]["text"] for text in (whole, whole + " c"))
+    assert len(cut) - len(full) <= 1 and len(full) > 200
+
+
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
 @pytest.mark.parametrize("size", [(8, 12), (128, 128)])
 def test_the_shift_is_the_schedules_own(tiny, kind, size):

@@ -86,10 +86,11 @@ def _start_from(path: Path, pipeline: Any, network: Network) -> None:
 
 
 def written(
-    transformer: torch.nn.Module, dtype: torch.dtype
+    transformer: torch.nn.Module, dtype: torch.dtype, trained: dict[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A LoRA's weights and what diffusers is told of them. The scale alpha / rank is part of the
-    weights, so that a reader that knows no alpha (ComfyUI) draws the same."""
+    """A LoRA's weights (or those given in their place), and what diffusers is told of them. The
+    scale alpha / rank is part of the weights, so that a reader that knows no alpha (ComfyUI) draws
+    the same."""
     from peft.utils import get_peft_model_state_dict
 
     config = transformer.peft_config["default"].to_dict()
@@ -99,7 +100,7 @@ def written(
         .detach()
         .to("cpu", dtype)
         .contiguous()
-        for key, value in get_peft_model_state_dict(transformer).items()
+        for key, value in get_peft_model_state_dict(transformer, state_dict=trained).items()
     }
     metadata = {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.items()

@@ -34,7 +34,10 @@ class Family(Protocol):
         """Pictures (B, 3, H, W) in [-1, 1] to latents."""
 
     def encode_text(self, texts: list[str]) -> Features:
-        """What the encoders say of each text."""
+        """What the encoders say of each text, cut off where it is too long."""
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        """Which texts `encode_text` cuts off."""
 
     def predict(self, z: Tensor, sigma: Tensor, features: Features) -> Tensor:
         """The velocity noise - x0 at `z` and `sigma` (B,)."""
@@ -61,7 +64,8 @@ class Family(Protocol):
 
 class Pretrained:
     """The parts of a diffusers pipeline, loaded apart: the encoders first, the transformer when
-    asked. Beside `encode_text`, `predict` and `text_arguments`, a family says the names below."""
+    asked. A family says the names below, its texts' length, `encode_text`, `predict`, and what the
+    pipeline is told."""
 
     pipeline_class: str
     transformer_class: str
@@ -85,6 +89,7 @@ class Pretrained:
         self.name_or_path, self.dtype, self.device = name_or_path, dtype, device
         self.source = {"revision": revision, "variant": variant}
         self.quantization = quantization or Quantization()
+        self.transformer_config = self._read_config()
         self.check()
         self.load_encoders()
         self.denoiser: Any = None
@@ -95,14 +100,16 @@ class Pretrained:
         """Raises ConfigError for a model of the family that cannot be trained, before anything is
         loaded."""
 
-    def config_of(self, model_class: Any) -> dict[str, Any] | None:
-        """The transformer's configuration, None if there is none to read."""
+    def _read_config(self) -> dict[str, Any]:
+        """The transformer's configuration; empty if there is none to read, and loading says so."""
+        import diffusers
+
         try:
-            return model_class.load_config(
+            return getattr(diffusers, self.transformer_class).load_config(
                 self.name_or_path, subfolder="transformer", revision=self.source["revision"]
             )
         except OSError:
-            return None  # loading says what is missing
+            return {}
 
     def load_encoders(self) -> None:
         """Loads all of the pipeline but its transformer."""
@@ -120,6 +127,17 @@ class Pretrained:
 
     def text_encoders(self) -> list[torch.nn.Module]:
         return [getattr(self.pipeline, name) for name in self.encoders]
+
+    def text_limit(self) -> int:
+        """The longest text in tokens."""
+        raise NotImplementedError
+
+    def text_lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has."""
+        raise NotImplementedError
+
+    def too_long(self, texts: list[str]) -> list[bool]:
+        return [length > self.text_limit() for length in self.text_lengths(texts)]
 
     def free_encoders(self) -> None:
         self.pipeline.register_modules(**dict.fromkeys(self.encoders))

@@ -26,16 +26,19 @@ class Flux(Pretrained):
     ]  # fmt: skip
 
     def check(self) -> None:
-        from diffusers import FluxTransformer2DModel
-
-        config = self.config_of(FluxTransformer2DModel)
-        if config is not None and not config["guidance_embeds"]:
+        if not self.transformer_config.get("guidance_embeds", True):
             raise ConfigError(
                 f"model.name_or_path must be FLUX.1-dev, got {self.name_or_path}, whose "
                 "transformer has no guidance input: FLUX.1-schnell was distilled to draw in four "
                 "steps, and training takes that away. Inside AI Toolkit it trains with an adapter "
                 "that keeps it: see docs/models.md."
             )
+
+    def text_limit(self) -> int:
+        return 512
+
+    def text_lengths(self, texts: list[str]) -> list[int]:
+        return [len(tokens) for tokens in self.pipeline.tokenizer_2(texts).input_ids]
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Features:

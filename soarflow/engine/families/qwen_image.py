@@ -31,6 +31,14 @@ class QwenImage(Pretrained):
         )
         return (latents - mean) / std
 
+    def text_limit(self) -> int:
+        return self.pipeline.tokenizer_max_length
+
+    def text_lengths(self, texts: list[str]) -> list[int]:
+        whole = [self.pipeline.prompt_template_encode.format(text) for text in texts]
+        start = self.pipeline.prompt_template_encode_start_idx
+        return [len(tokens) - start for tokens in self.pipeline.tokenizer(whole).input_ids]
+
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Features:
         embeds, mask = self.pipeline.encode_prompt(texts)

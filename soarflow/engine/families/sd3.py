@@ -17,6 +17,12 @@ class SD3(Pretrained):
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
     ]  # fmt: skip
 
+    def text_limit(self) -> int:
+        return 256  # T5's; the CLIP encoders read 77
+
+    def text_lengths(self, texts: list[str]) -> list[int]:
+        return [len(tokens) for tokens in self.pipeline.tokenizer_3(texts).input_ids]
+
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Features:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(

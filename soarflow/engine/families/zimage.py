@@ -20,10 +20,22 @@ class ZImage(Pretrained):
         "feed_forward.w3",
     ]
 
+    def text_limit(self) -> int:
+        """The pipeline's, or what the transformer has places for: text is filled up to a multiple
+        of 32, and the picture comes one place after it."""
+        return min(512, (self.transformer_config["axes_lens"][0] - 2) // 32 * 32)
+
+    def text_lengths(self, texts: list[str]) -> list[int]:
+        tokenizer = self.pipeline.tokenizer
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
+        said = [[{"role": "user", "content": text}] for text in texts]
+        whole = [tokenizer.apply_chat_template(each, **options) for each in said]
+        return [len(tokens) for tokens in tokenizer(whole).input_ids]
+
     @no_grad()
     def encode_text(self, texts: list[str]) -> Features:
         embeds = self.pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False)[0]
-        return [{"text": each} for each in embeds]
+        return [{"text": each[: self.text_limit()]} for each in embeds]
 
     def predict(self, z: Tensor, sigma: Tensor, features: Features) -> Tensor:
         states = list(z.to(self.pipeline.transformer.dtype).unsqueeze(2))
