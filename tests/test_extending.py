@@ -59,3 +59,8 @@ def test_the_example_of_a_family_draws_what_its_pipeline_draws(tmp_path):
     assert (drawn - noise).abs().mean() > 0.1
     assert_close(z, drawn)
     assert family.encode_images(torch.rand(2, 3, 64, 64)).shape == noise.shape
+    family.free_encoders()
+    family.pipeline(
+        **family.text_arguments(cond, uncond), width=64, height=64, num_inference_steps=1,
+        **family.sampling_arguments(3.0),
+    )  # fmt: skip

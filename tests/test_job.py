@@ -55,11 +55,22 @@ BAD = [
     ),
     (
         ("model", "arch"),
-        "flux",
-        r"model.arch must be one of zimage, got 'flux'. Other models train inside AI Toolkit",
+        "chroma",
+        r"model.arch must be one of zimage, sd3, flux, qwen_image, got 'chroma'. Other models "
+        r"train inside AI Toolkit",
     ),
-    (("model", "quantize"), True, r"model.quantize must be one of false, got true"),
-    (("network", "type"), "lokr", r"network.type must be one of lora, got 'lokr'"),
+    (("model", "qtype"), "uint4", r"model.qtype must be one of qfloat8, .* got 'uint4'"),
+    (
+        ("network", "type"),
+        "lokr",
+        r"network.type must be one of lora, dora, got 'lokr'. lokr trains inside AI Toolkit",
+    ),
+    (("network", "linear_alpha"), 0, r"network.linear_alpha must be a number > 0, got 0. 0 would"),
+    (
+        ("network", "pretrained_lora_path"),
+        "nowhere",
+        r"network.pretrained_lora_path must be a file that exists, got /.*nowhere",
+    ),
     (("datasets",), [], r"datasets must be a list of at least one"),
     (("datasets",), "images", r"datasets must be a list of at least one data set, got 'images'"),
     (

@@ -158,7 +158,7 @@ class Samples(OfTrainer):
 
     def _draw(self, step: int) -> None:
         settings, folder = self.job.sample, self.trainer.root / "samples"
-        if self.job.train.disable_sampling or not settings.prompts:
+        if self.trainer.sample_texts is None:
             return
         if (folder / f"{step:09d}_{len(settings.prompts) - 1}.png").exists():
             return
@@ -167,13 +167,14 @@ class Samples(OfTrainer):
             for index in range(len(settings.prompts))
         ]
         trainer = self.trainer
-        trainer.move_encoders(trainer.args.device)
+        trainer.pipeline.vae.to(trainer.args.device)
         try:
             with trainer.averaged_weights(), trainer.accelerator.autocast():
                 images = sampling.sample(
                     trainer.family, settings.prompts, seeds, width=settings.width,
                     height=settings.height, guidance_scale=settings.guidance_scale,
                     steps=settings.sample_steps, negative=settings.neg,
+                    texts=trainer.sample_texts,
                 )  # fmt: skip
             if trainer.args.should_save:
                 sampling.write_samples(folder, step, images)
@@ -183,7 +184,7 @@ class Samples(OfTrainer):
                 stacklevel=2,
             )
         finally:
-            trainer.move_encoders("cpu")
+            trainer.pipeline.vae.to("cpu")
 
 
 class Saving(OfTrainer):

@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from ..config import ConfigError
 from .families import Family
 from .job import Job
+from .lora import written
 
 ASIDE = ".writing"
 SETTINGS_FILE = "settings.json"
@@ -193,21 +194,12 @@ def _save_lora(
     transformer: Any, trained: dict[str, Tensor], dtype: torch.dtype, target: Path
 ) -> None:
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-    from peft.utils import get_peft_model_state_dict
 
-    layers = get_peft_model_state_dict(transformer, state_dict=trained)
-    config = transformer.peft_config["default"].to_dict()
-    metadata = {
-        f"transformer.{key}": sorted(value) if isinstance(value, set) else value
-        for key, value in config.items()
-    }
+    layers, config = written(transformer, dtype, trained)
+    metadata = {f"transformer.{key}": value for key, value in config.items()}
     # one key: several are written in an order that changes from run to run
     described = {LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, indent=2, sort_keys=True)}
-    _write(
-        target,
-        {f"transformer.{key}": value.to("cpu", dtype) for key, value in layers.items()},
-        described,
-    )
+    _write(target, {f"transformer.{key}": value for key, value in layers.items()}, described)
 
 
 def _write(

@@ -271,14 +271,10 @@ class Encoding:
         self.first = os.environ.get("RANK", "0") == "0"
         self.say = say if self.first else lambda text: None
         self.homes: list[Path] = []
-        parts = family.pipeline.components
-        self.image_encoder = fingerprint(parts["vae"])
-        self.text_encoder = "".join(
-            fingerprint(part)
-            for name, part in sorted(parts.items())
-            if name.startswith("text_encoder") and part is not None
-        )
-        self.batch = _together(next(parts["vae"].parameters()).device)
+        vae = family.pipeline.vae
+        self.image_encoder = fingerprint(vae)
+        self.text_encoder = "".join(map(fingerprint, family.text_encoders()))
+        self.batch = _together(next(vae.parameters()).device)
 
     def bar(self, things: Iterable[Any], what: str, total: int | None = None) -> Any:
         from tqdm import tqdm

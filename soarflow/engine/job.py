@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from ..config import SOARConfig
 from ..settings import (
+    EXPONENT,
     Amount,
     Anything,
     ConfigError,
@@ -49,6 +50,11 @@ SCHEDULERS = (
 )  # fmt: skip
 """transformers' names, but those of schedulers that follow an evaluation."""
 
+QType = Annotated[
+    Literal["qfloat8", "float8", "qint8", "int8", "nf4"],
+    Rule(remedy="Other number formats are AI Toolkit's own."),
+]
+
 
 class Engine:
     """A section that the engine reads."""
@@ -73,15 +79,54 @@ def _folder_name(name: str) -> str:
 
 
 @section
+class NetworkKwargs(Engine):
+    """Which of a model's linear layers get a LoRA, by their names."""
+
+    only_if_contains: list[Text] | None = None
+    """Every linear layer in a block whose name has one of these parts in it, and no other."""
+    ignore_if_contains: list[Text] = field(default_factory=list)
+    """None whose name has one of these parts in it."""
+
+
+@section
 class Network(Engine):
     """The LoRA. Without this section all weights are trained."""
 
-    type: Literal["lora"] = "lora"
-    """What is added to the model."""
+    type: Annotated[
+        Literal["lora", "dora"],
+        Rule(
+            remedy="lokr trains inside AI Toolkit: diffusers, which draws with what the engine "
+            "writes, loads none."
+        ),
+    ] = "lora"
+    """What is added to the model; of dora diffusers reads all, ComfyUI the directions alone."""
     linear: Count = 16
     """Rank of the LoRA."""
-    linear_alpha: Amount = 16
+    linear_alpha: Annotated[
+        float,
+        Strict(),
+        Field(gt=0, allow_inf_nan=False),
+        EXPONENT,
+        Rule("a number > 0", "0 would train nothing; the value of linear is usual."),
+    ] = 16
     """The LoRA is scaled by linear_alpha / linear."""
+    dropout: Share | None = None
+    """Share of the LoRA's inputs that are left out of a step."""
+    target_modules: list[Text] = field(default_factory=list)
+    """Ends of the names of the layers that get a LoRA, to_q for instance; left out, attention and
+    feed-forward layers of every block."""
+    network_kwargs: NetworkKwargs = field(default_factory=NetworkKwargs)
+    """Which of the layers."""
+    pretrained_lora_path: Text | None = None
+    """A LoRA's .safetensors to start from, of the same rank and layers."""
+    conv: Anything = None
+    """AI Toolkit's; taken, and changes nothing here: the blocks have no convolutions."""
+    conv_alpha: Anything = None
+    """AI Toolkit's; taken, and changes nothing here."""
+    lokr_full_rank: Anything = None
+    """AI Toolkit's, for lokr; taken, and changes nothing here."""
+    lokr_factor: Anything = None
+    """AI Toolkit's, for lokr; taken, and changes nothing here."""
 
 
 @section
@@ -214,15 +259,40 @@ class Model(Engine):
     name_or_path: Text
     """A folder or a Hugging Face name of a diffusers pipeline."""
     arch: Annotated[
-        Literal["zimage"], Rule(remedy="Other models train inside AI Toolkit: see the README.")
+        Literal["zimage", "sd3", "flux", "qwen_image"],
+        Rule(remedy="Other models train inside AI Toolkit: see docs/models.md."),
     ] = "zimage"
-    """The model's family."""
-    quantize: Literal[False] = False
-    """Base weights in 8 bits: AI Toolkit's alone."""
-    low_vram: Literal[False] = False
-    """Offloading: AI Toolkit's alone."""
+    """The model's family: Z-Image, SD3 and SD3.5, FLUX.1-dev, Qwen-Image."""
+    revision: Text | None = None
+    """Branch, tag or commit of a Hugging Face name."""
+    variant: Text | None = None
+    """Which files of it, fp16 for instance."""
+    quantize: Flag = False
+    """Keep the frozen weights under a LoRA in fewer bits."""
+    qtype: QType = "qfloat8"
+    """In which: 8 bits by torchao, or nf4, 4 bits by bitsandbytes."""
+    quantize_te: Flag | None = None
+    """The same for the text encoders, which are freed before training; as quantize unless given."""
+    qtype_te: QType = "qfloat8"
+    """In which."""
+    low_vram: Flag = False
+    """AI Toolkit's; taken, and changes nothing here: text encoders are freed before the model
+    loads."""
     compile: Flag = False
     """Train through torch.compile: faster steps after a slow first one."""
+
+    def loading(self) -> dict[str, Any]:
+        """Where the weights come from and what they are kept in, as a family's options."""
+        from .families import Quantization
+
+        encoders = self.quantize if self.quantize_te is None else self.quantize_te
+        return {
+            "revision": self.revision,
+            "variant": self.variant,
+            "quantization": Quantization(
+                self.qtype if self.quantize else None, self.qtype_te if encoders else None
+            ),
+        }
 
 
 @section
@@ -373,6 +443,11 @@ def read_job(path: Path) -> Job:
         raise ConfigError(f"{path} must be a section of keys, got {document!r}.")
     config = read(JobFile, document).config
     (process,) = config.process
+    if process.model.quantize and process.network is None:
+        raise ConfigError(
+            "model.quantize must be false without network: a full fine-tune trains the very "
+            "weights. Leave it out, or add network."
+        )
     return _resolved(Job(**{**vars(process), "name": config.name}), path.resolve().parent)
 
 
@@ -394,7 +469,6 @@ def _resolved(job: Job, beside: Path) -> Job:
             raise ConfigError(
                 f"datasets[{index}].folder_path must be a folder that exists, got {folder}."
             )
-    model = absolute(job.model.name_or_path)
     return replace(
         job,
         training_folder=Path(absolute(job.training_folder)),
@@ -402,8 +476,20 @@ def _resolved(job: Job, beside: Path) -> Job:
             replace(each, folder_path=folder)
             for each, folder in zip(job.datasets, folders, strict=True)
         ],
-        model=replace(job.model, name_or_path=model) if Path(model).exists() else job.model,
+        model=_with_path(job.model, "name_or_path", absolute, required=False),
+        network=job.network and _with_path(job.network, "pretrained_lora_path", absolute),
     )
+
+
+def _with_path(section: Any, key: str, absolute: Any, required: bool = True) -> Any:
+    """A section with the path under a key made absolute, where there is one and it exists."""
+    value = getattr(section, key)
+    path = value and absolute(value)
+    if path and Path(path).exists():
+        return replace(section, **{key: path})
+    if path and required:
+        raise ConfigError(f"network.{key} must be a file that exists, got {path}.")
+    return section
 
 
 def is_hub_name(folder: str, beside: Path) -> bool:

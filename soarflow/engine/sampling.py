@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .families import Family
+from .families import Family, Features, Text
 
 BATCH = 32
 
@@ -22,26 +22,45 @@ def sample(
     guidance_scale: float = 4.0,
     steps: int = 20,
     negative: str = "",
+    texts: dict[str, Text] | None = None,
     progress: Any = lambda batches: batches,
 ) -> list[Image.Image]:
     """One picture per prompt, from its own seed: the result does not depend on how they are
-    batched."""
+    batched. `texts` are the prompts encoded already, as `encode` gives them."""
+    guided = guidance_scale > 1
     images = []
     for start in progress(range(0, len(prompts), BATCH)):
-        part = prompts[start : start + BATCH]
+        part = slice(start, start + BATCH)
+        features = _texts(family, prompts[part], texts)
+        dull = _texts(family, [negative] * len(features), texts) if guided else None
         result = family.pipeline(
-            prompt=list(part),
-            negative_prompt=[negative] * len(part),
+            **family.text_arguments(features, dull),
             width=width,
             height=height,
             num_inference_steps=steps,
-            generator=[
-                torch.Generator().manual_seed(seed) for seed in seeds[start : start + BATCH]
-            ],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
             **family.sampling_arguments(guidance_scale),
         )
         images += result.images
     return images
+
+
+def encode(family: Family, prompts: list[str], negative: str = "") -> dict[str, Text]:
+    """What `sample` needs of the text encoders, on the CPU."""
+    texts = [*dict.fromkeys([*prompts, negative])]
+    return {
+        text: {key: value.cpu() for key, value in each.items()}
+        for text, each in zip(texts, family.encode_text(texts), strict=True)
+    }
+
+
+def _texts(family: Family, prompts: list[str], texts: dict[str, Text] | None) -> Features:
+    """Encoded prompts where the pipeline runs, in the format of its VAE, which its latents get."""
+    vae = family.pipeline.vae
+    features = [texts[each] for each in prompts] if texts else family.encode_text(prompts)
+    return [
+        {key: value.to(vae.device, vae.dtype) for key, value in each.items()} for each in features
+    ]
 
 
 def grid(images: list[Image.Image], columns: int, scale: int = 1) -> Image.Image:

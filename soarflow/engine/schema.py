@@ -9,11 +9,24 @@ from pydantic.fields import FieldInfo
 
 from ..config import SOARConfig
 from ..settings import annotation_of, fields_of, in_yaml, rule_of
-from .job import EMA, Config, Dataset, JobFile, Model, Network, Process, Sample, Save, Train
+from .job import (
+    EMA,
+    Config,
+    Dataset,
+    JobFile,
+    Model,
+    Network,
+    NetworkKwargs,
+    Process,
+    Sample,
+    Save,
+    Train,
+)
 
 SECTIONS = {
     "": JobFile, "config": Config, "config.process[0]": Process, "soar": SOARConfig,
-    "network": Network, "save": Save, "datasets[0]": Dataset, "train": Train,
+    "network": Network, "network.network_kwargs": NetworkKwargs, "save": Save,
+    "datasets[0]": Dataset, "train": Train,
     "train.ema_config": EMA, "model": Model, "sample": Sample,
 }  # fmt: skip
 STRICT = ("SOARConfig", "Config")

@@ -23,12 +23,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..config import ConfigError
 from ..objective import SOARResult, soar_backward
-from . import checkpoint
+from . import checkpoint, sampling
 from .callbacks import Average, Bar, Board, Metrics, Samples, Saving, interruption
-from .data import Draw, load_training_set
-from .families import Features, load_family
+from .data import Draw, load_training_set, seeded_generator
+from .families import Features, Text, load_family
 from .job import OPTIMIZERS, Job
 from .levels import draw_sigma
+from .lora import add_lora
 from .losses import LOSSES
 
 ROOT_MEAN_SQUARES = ("step_size", "correction_size")
@@ -114,20 +115,23 @@ class SOARTrainer(Trainer):
     objective = staticmethod(soar_backward)
     """What a step trains on; a study may put another objective of the same signature here."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, say: Callable[[str], None] = print) -> None:
         args = training_arguments(job)
         self.job, self.root = job, job.save_root
         self.half = HALVES.get(PRECISIONS.get(job.train.dtype, ""))
         self.family = load_family(
-            job.model.arch, job.model.name_or_path, torch.float32, args.device
-        )
+            job.model.arch, job.model.name_or_path, self.half or torch.float32, args.device,
+            denoiser=False, **job.model.loading(),
+        )  # fmt: skip
         self.pipeline = self.family.pipeline
         # the batch of all processes is one; each trains on its share
         everyone = replace(job.train, batch_size=job.train.batch_size * args.world_size)
         with args.main_process_first(local=False, desc="encoding"):
-            self.training_set = load_training_set(replace(job, train=everyone), self.family)
-        # everything is cached: their memory is the training's until the next samples
-        self.move_encoders("cpu")
+            self.training_set = load_training_set(replace(job, train=everyone), self.family, say)
+        self.sample_texts = self._encode_samples()
+        # everything is encoded: the encoders' memory is the denoiser's
+        self.family.free_encoders()
+        self.family.load_denoiser(torch.float32 if job.network is None else None)
         self._make_trainable()
         self.results: list[tuple[float, SOARResult]] = []
         self.grad_norm = 0.0
@@ -149,31 +153,20 @@ class SOARTrainer(Trainer):
                 "do not keep: leave it out."
             )
 
-    def move_encoders(self, device: torch.device | str) -> None:
-        """What only samples and caching need, to where it is needed."""
-        for encoder in (self.pipeline.vae, self.pipeline.text_encoder):
-            encoder.to(device)
+    def _encode_samples(self) -> dict[str, Text] | None:
+        """What samples need of the text encoders, which are gone by then."""
+        settings = self.job.sample
+        if self.job.train.disable_sampling or not settings.prompts:
+            return None
+        return sampling.encode(self.family, settings.prompts, settings.neg)
 
     def _make_trainable(self) -> None:
         """Freezes everything but the LoRA, or but the transformer; trained weights are float32
         always."""
-        from peft import LoraConfig
-
         transformer, network = self.pipeline.transformer, self.job.network
-        for module in (self.pipeline.vae, self.pipeline.text_encoder):
-            module.requires_grad_(False)
+        self.pipeline.vae.requires_grad_(False)
         if network is not None:
-            transformer.requires_grad_(False)
-            if self.half:
-                transformer.to(self.half)
-            torch.manual_seed(self.job.train.seed)  # the LoRA's initial values
-            transformer.add_adapter(
-                LoraConfig(
-                    r=network.linear,
-                    lora_alpha=network.linear_alpha,
-                    target_modules=self.family.lora_targets,
-                )
-            )
+            add_lora(self.pipeline, network, self.family.lora_targets, self.job.train.seed)
         for parameter in transformer.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -199,12 +192,15 @@ class SOARTrainer(Trainer):
         model.train()
         self.optimizer.train()  # schedule-free ones are in one mode or the other
         train, config = self.job.train, self.job.objective.at_step(self.state.global_step)
+        # a LoRA's dropout is all that draws from it
+        position = self.state.global_step, len(self.results), self.args.process_index
+        torch.manual_seed(seeded_generator(train.seed, "step", *position).initial_seed())
         draws, share = self._share(inputs)
         generators, device = [draw.generator for draw in draws], self.args.device
         features = self.training_set.features([_kept_caption(draw) for draw in draws], device)
         empty = self.training_set.features([""], device)
         x0 = torch.stack([draw.item.latent for draw in draws]).to(device)
-        shift = self.family.schedule_shift()
+        shift = self.family.schedule_shift(x0.shape)
         sigma = draw_sigma(train.timestep_type, shift, generators).to(device)
         noise = torch.stack([torch.randn(x0.shape[1:], generator=each) for each in generators])
         self.family.denoiser = model
@@ -402,14 +398,14 @@ def _kept_caption(draw: Draw) -> str:
 def train(
     job: Job,
     say: Callable[[str], None] = print,
-    make_trainer: Callable[[Job], SOARTrainer] = SOARTrainer,
+    make_trainer: Callable[..., SOARTrainer] = SOARTrainer,
 ) -> Outcome:
     """Runs a job to its end, from its last checkpoint if there is one; Ctrl-C, SIGTERM or SIGHUP
     end it after the current step, saved."""
     saved = checkpoint.last(job.save_root)
     changes = checkpoint.changed_settings(job, saved) if saved else []
     say(f"loading {job.model.name_or_path}")
-    trainer = make_trainer(job)
+    trainer = make_trainer(job, say)
     if saved:
         say(f"resuming at step {checkpoint.step_of(saved)} of {job.train.steps}")
     for change in changes:
