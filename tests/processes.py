@@ -55,8 +55,8 @@ class Count(TrainerCallback):
         self.counts.append(Counter(name for name in names if name.startswith("c10d::")))
 
 
-def watched(job):
-    made = trainer.SOARTrainer(job)
+def watched(job, say):
+    made = trainer.SOARTrainer(job, say)
     made.add_callback(count)
     return made
 

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import record
@@ -35,7 +35,7 @@ def train_cell(cell: Cell) -> tuple[Family, list[dict]]:
         return family, []
     with tempfile.TemporaryDirectory() as name:
         job = make_job(cell, Path(name))
-        outcome = train(job, say=lambda _: None, make_trainer=lambda job: make_trainer(job, cell))
+        outcome = train(job, lambda _: None, lambda job, say: make_trainer(job, say, cell))
         apply(family, cell, outcome.weights)
         log = (job.save_root / "metrics.jsonl").read_text().splitlines()
     return family, [json.loads(line) for line in log[:: max(len(log) // LOGGED, 1)]]
@@ -47,8 +47,8 @@ def make_job(cell: Cell, folder: Path) -> Job:
     return read_job(folder / "job.yaml")
 
 
-def make_trainer(job: Job, cell: Cell) -> SOARTrainer:
-    trainer = SOARTrainer(job)
+def make_trainer(job: Job, say: Callable[[str], None], cell: Cell) -> SOARTrainer:
+    trainer = SOARTrainer(job, say)
     trainer.objective = OBJECTIVES[cell.arm.objective]
     return trainer
 
