@@ -1,11 +1,24 @@
-"""How levels are drawn, by AI Toolkit's names (`train.timestep_type`)."""
+"""How levels are drawn and weighted, by AI Toolkit's names (`train.timestep_type`)."""
 
+import functools
+import json
 from collections.abc import Callable
+from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from .job import Train
+
 LOWEST = 1e-3  # AI Toolkit's own lowest level; sigma must not be 0
+LEANS: dict[str, Callable[[Tensor], Tensor]] = {
+    "balanced": lambda u: u,
+    "content": lambda u: 1 - u**3,
+    "style": lambda u: u**3,
+}
+"""`train.content_or_style`: which quantile of the levels is taken for a uniform u."""
 
 
 def sigmoid(generator: torch.Generator, shift: float) -> Tensor:
@@ -20,16 +33,54 @@ def linear(generator: torch.Generator, shift: float) -> Tensor:
 
 def shift(generator: torch.Generator, shift: float) -> Tensor:
     """The inference schedule's own density: shift * u / (1 + (shift - 1) * u) with u uniform."""
-    u = torch.rand(1, generator=generator)
+    return _shifted(torch.rand(1, generator=generator), shift)
+
+
+def _shifted(u: Tensor, shift: float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
 TIMESTEP_TYPES: dict[str, Callable[[torch.Generator, float], Tensor]] = {
-    "sigmoid": sigmoid, "linear": linear, "shift": shift,
+    "sigmoid": sigmoid, "linear": linear, "shift": shift, "flux_shift": shift,
+    "lumina2_shift": shift, "weighted": linear,
 }  # fmt: skip
+QUANTILES: dict[Callable, Callable[[Tensor, float], Tensor]] = {
+    sigmoid: lambda p, shift: torch.sigmoid(torch.special.ndtri(p)),
+    linear: lambda p, shift: p,
+    shift: _shifted,
+}
+"""The level below which a share p of the draws lies."""
 
 
-def draw_sigma(timestep_type: str, shift: float, generators: list[torch.Generator]) -> Tensor:
+def draw_sigma(train: "Train", shift: float, generators: list[torch.Generator]) -> Tensor:
     """One level per generator, (B,) in [0.001, 1]."""
-    kind = TIMESTEP_TYPES[timestep_type]
-    return torch.cat([kind(generator, shift) for generator in generators]).clamp(LOWEST, 1.0)
+    kind = TIMESTEP_TYPES[train.timestep_type]
+    if train.content_or_style == "balanced":
+        sigma = torch.cat([kind(generator, shift) for generator in generators])
+    else:
+        u = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+        sigma = QUANTILES[kind](LEANS[train.content_or_style](u), shift)
+    return sigma.clamp(LOWEST, 1.0)
+
+
+def loss_weighting(train: "Train") -> Callable[[Tensor], Tensor] | None:
+    """The loss's weight by level, mean 1; None where all weigh the same.
+
+    AI Toolkit's table for `weighted` has a number for each level 1, 0.999, ..., 0.001; a level
+    between takes its nearest.
+    """
+    if train.timestep_type != "weighted":
+        return None
+
+    def weigh(sigma: Tensor) -> Tensor:
+        weights = torch.tensor(_weights(), device=sigma.device, dtype=torch.float32)
+        index = ((1 - sigma.double()) * 1000).round().long()
+        return weights[index.clamp(0, len(weights) - 1)].to(sigma.dtype)
+
+    return weigh
+
+
+@functools.cache
+def _weights() -> list[float]:
+    table = files(__package__) / "level_weights.json"
+    return json.loads(table.read_text(encoding="utf-8"))["weights"]
