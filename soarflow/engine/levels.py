@@ -4,13 +4,9 @@ import functools
 import json
 from collections.abc import Callable
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .job import Train
 
 LOWEST = 1e-3  # AI Toolkit's own lowest level; sigma must not be 0
 LEANS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -52,24 +48,26 @@ QUANTILES: dict[Callable, Callable[[Tensor, float], Tensor]] = {
 """The level below which a share p of the draws lies."""
 
 
-def draw_sigma(train: "Train", shift: float, generators: list[torch.Generator]) -> Tensor:
+def draw_sigma(
+    timestep_type: str, content_or_style: str, shift: float, generators: list[torch.Generator]
+) -> Tensor:
     """One level per generator, (B,) in [0.001, 1]."""
-    kind = TIMESTEP_TYPES[train.timestep_type]
-    if train.content_or_style == "balanced":
+    kind = TIMESTEP_TYPES[timestep_type]
+    if content_or_style == "balanced":
         sigma = torch.cat([kind(generator, shift) for generator in generators])
     else:
         u = torch.cat([torch.rand(1, generator=generator) for generator in generators])
-        sigma = QUANTILES[kind](LEANS[train.content_or_style](u), shift)
+        sigma = QUANTILES[kind](LEANS[content_or_style](u), shift)
     return sigma.clamp(LOWEST, 1.0)
 
 
-def loss_weighting(train: "Train") -> Callable[[Tensor], Tensor] | None:
+def loss_weighting(timestep_type: str) -> Callable[[Tensor], Tensor] | None:
     """The loss's weight by level, mean 1; None where all weigh the same.
 
     AI Toolkit's table for `weighted` has a number for each level 1, 0.999, ..., 0.001; a level
     between takes its nearest.
     """
-    if train.timestep_type != "weighted":
+    if timestep_type != "weighted":
         return None
 
     def weigh(sigma: Tensor) -> Tensor:

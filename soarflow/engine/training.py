@@ -21,7 +21,7 @@ from . import checkpoint, sampling
 from .data import Draw, TrainingSet, load_training_set, micro_batches
 from .families import Features, load_family
 from .job import Job
-from .levels import draw_sigma
+from .levels import draw_sigma, loss_weighting
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -60,6 +60,11 @@ class Run:
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
+        if job.train.optimizer != "adamw":
+            raise ConfigError(
+                f"train.optimizer {job.train.optimizer} cannot be used yet: write adamw, which "
+                "takes more memory."
+            )
         self.job = job
         self.half = job.train.dtype in ("bf16", "bfloat16")
         self.accelerator = Accelerator(
@@ -143,9 +148,12 @@ class Run:
             )
             empty = self.training_set.features([""], self.device)
             x0 = torch.stack([draw.item.latent for draw in draws]).to(self.device)
-            sigma = draw_sigma(train.timestep_type, self.family.schedule_shift(), generators).to(
-                self.device
-            )
+            sigma = draw_sigma(
+                train.timestep_type,
+                train.content_or_style,
+                self.family.schedule_shift(),
+                generators,
+            ).to(self.device)
             noise = torch.stack(
                 [torch.randn(x0.shape[1:], generator=each) for each in generators]
             ).to(self.device)
@@ -154,6 +162,7 @@ class Run:
                     self._predictor(features), x0, noise, sigma, config,
                     predict_uncond=self._predictor(empty),
                     loss_fn=LOSSES[train.loss_type],
+                    weighting=loss_weighting(train.timestep_type),
                     generator=generators,
                     shift=self.family.schedule_shift(),
                     backward=self.accelerator.backward,  # divides by gradient_accumulation
@@ -161,9 +170,9 @@ class Run:
             )  # fmt: skip
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
         if not torch.isfinite(grad_norm):
+            other = ", or use train.dtype float32" if self.half else ""
             raise ConfigError(
-                f"the gradient is not finite at step {step}: lower train.lr, or use train.dtype "
-                "float32."
+                f"the gradient is not finite at step {step}: lower train.lr ({train.lr:g}){other}."
             )
         self.optimizer.step()
         self.scheduler.step()
@@ -205,20 +214,18 @@ class Run:
 
     def write_samples(self, step: int) -> None:
         """The job's sample prompts, from the same seeds every time."""
-        settings = self.job.sample
-        if self.job.train.disable_sampling or not settings.prompts:
+        pictures = self.job.sample.pictures()
+        if self.job.train.disable_sampling or not pictures:
             return
-        seeds = [
-            settings.seed + (index if settings.walk_seed else 0)
-            for index in range(len(settings.prompts))
-        ]
         self._move_encoders(self.device)
         with self.averaged_weights(), self.autocast():
-            images = sampling.sample(
-                self.family, settings.prompts, seeds, width=settings.width, height=settings.height,
-                guidance_scale=settings.guidance_scale, steps=settings.sample_steps,
-                negative=settings.neg,
-            )  # fmt: skip
+            images = [
+                sampling.sample(
+                    self.family, [each.prompt], [each.seed], width=each.width, height=each.height,
+                    guidance_scale=each.guidance_scale, steps=each.sample_steps, negative=each.neg,
+                )[0]
+                for each in pictures
+            ]  # fmt: skip
         self._move_encoders("cpu")
         sampling.write_samples(self.job.save_root / "samples", step, images)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..threads import fit_threads
 from .base import Family, Features, Text, fingerprint
 from .zimage import ZImage
 
@@ -17,4 +18,6 @@ def load_family(
 ) -> Family:
     """Loads the pipeline of a family from a folder or a hub name. Raises ConfigError where there is
     none."""
-    return FAMILIES[arch](name_or_path, dtype, device)
+    family = FAMILIES[arch](name_or_path, dtype, device)
+    fit_threads(family.pipeline.transformer, device)
+    return family

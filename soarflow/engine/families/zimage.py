@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ...config import ConfigError
+from ...settings import in_yaml
 from .base import Features, load_pipeline
 
 
@@ -36,6 +38,14 @@ class ZImage:
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Features:
         embeds = self.pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False)[0]
+        # positions: the text's, padded to a multiple of 32, and one for the picture behind it
+        longest = (self.pipeline.transformer.config.axes_lens[0] - 2) // 32 * 32
+        for text, embed in zip(texts, embeds, strict=True):
+            if len(embed) > longest:
+                raise ConfigError(
+                    f"a text must have at most {longest} tokens with this model, got {len(embed)}: "
+                    f"{in_yaml(text)}. Shorten it."
+                )
         return [{"text": each} for each in embeds]
 
     def predict(self, z: Tensor, sigma: Tensor, features: Features) -> Tensor:
