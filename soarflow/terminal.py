@@ -17,14 +17,13 @@ def command() -> str:
     beside = Path(sys.executable).with_name("soarflow")
     if not beside.exists():
         return f"{shlex.quote(sys.executable)} -m soarflow"
-    return shlex.quote(os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside))
+    return path_from_here(beside)
 
 
 def path_from_here(path: Path) -> str:
     """A path as it can be typed here."""
-    full = Path(path).resolve()
-    here = full.is_relative_to(Path.cwd())
-    return shlex.quote(os.path.relpath(full) if here else str(full))
+    full = os.path.abspath(path)
+    return shlex.quote(os.path.relpath(full) if Path(full).is_relative_to(Path.cwd()) else full)
 
 
 def output_folder(folder: Path, option: str) -> None:
@@ -51,7 +50,9 @@ def output_file(file: Path, option: str) -> None:
 
 def _unwritable(path: Path, option: str, error: OSError | ValueError) -> ConfigError:
     reason = getattr(error, "strerror", None) or error
-    return ConfigError(f"{option} must be a path that can be written, got {in_yaml(str(path))}: {reason}.")
+    return ConfigError(
+        f"{option} must be a path that can be written, got {in_yaml(str(path))}: {reason}."
+    )
 
 
 def show_table(rows: list[list[str]]) -> None:
@@ -64,7 +65,9 @@ def show_table(rows: list[list[str]]) -> None:
     from rich.text import Text
 
     head, *others = rows
-    table = Table(*map(Text, head))
+    table = Table()
+    for name in head:
+        table.add_column(Text(name))
     for row in others:
         table.add_row(*map(Text, row))
     Console().print(table)

@@ -34,13 +34,13 @@ BAD = [
     (("train", "lr"), float("nan"), r"train.lr must be a number >= 0, got nan"),
     (
         ("train", "optimizer"),
-        "adamw8bit",
-        r"train.optimizer must be one of adamw, got 'adamw8bit'. The engine trains with adamw",
+        "prodigy",
+        r"train.optimizer must be one of adamw, adamw8bit, got 'prodigy'. The engine trains with",
     ),
     (
         ("train", "timestep_type"),
-        "weighted",
-        r"train.timestep_type must be one of sigmoid, linear, shift, got 'weighted'",
+        "lognorm_blend",
+        r"train.timestep_type must be one of sigmoid, linear, shift, .* got 'lognorm_blend'",
     ),
     (
         ("train", "train_text_encoder"),
@@ -80,7 +80,7 @@ BAD = [
     ),
     (("soar",), {"lambda_aux": 1}, r"did you mean correction_weight\?"),
     (("sample",), {"prompt": ["a"]}, r"sample.prompt is not honoured .* sample.prompts"),
-    (("slider",), {}, r"slider is not honoured by the built-in engine"),
+    (("slider",), {"target_class": "cat"}, r"slider is not honoured by the built-in engine"),
 ]
 
 

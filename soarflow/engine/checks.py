@@ -72,11 +72,11 @@ def _model(job: Any) -> Iterator[str]:
         return
     for part, described in index.items():
         if isinstance(described, list) and described[0] and not (Path(name) / part).is_dir():
-            yield f"model.name_or_path {name} is not whole: its folder {part} is missing."
+            yield f"model.name_or_path is not whole: {name} has no folder {part}."
     for file in sorted(Path(name).glob("*/*.safetensors")):
         reason = safetensors_fault(file)
         if reason:
-            yield f"model.name_or_path {name} is not whole: {file.parent.name}/{file.name} {reason}."
+            yield f"model.name_or_path is not whole: {file} {reason}."
 
 
 def safetensors_fault(file: Path) -> str:

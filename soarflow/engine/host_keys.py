@@ -22,12 +22,13 @@ TAKEN: dict[str, frozenset[str]] = {
         "datasets": "num_workers prefetch_factor cache_latents cache_latents_num_workers "
         "cache_tensors_to_disk mask_min_value shrink_video_to_frames fps bucket_tolerance "
         "trim_auto_frame_count_tail replay_transforms full_size_control_images",
-        "train": "bypass_guidance_embedding unload_text_encoder cache_text_embeddings force_first_sample reg_weight "
+        "train": "bypass_guidance_embedding unload_text_encoder cache_text_embeddings "
+        "force_first_sample reg_weight "
         "switch_boundary_every diff_output_preservation_multiplier diff_output_preservation_class "
         "blank_prompt_preservation_multiplier differential_guidance_scale guidance_loss_target "
         "audio_loss_multiplier attention_backend sdp xformers",
-        "model": "qtype_te layer_offloading_transformer_percent block_compile compile_mode "
-        "layer_offloading_text_encoder_percent compile_fullgraph compile_dynamic "
+        "model": "low_vram qtype qtype_te layer_offloading_transformer_percent block_compile "
+        "layer_offloading_text_encoder_percent compile_mode compile_fullgraph compile_dynamic "
         "cache_size_limit",
         "sample": "fps format",
         "samples": "fps ctrl_idx",

@@ -36,7 +36,6 @@ from . import checks
 from .host_keys import without_idle
 from .levels import LEANS, TIMESTEP_TYPES
 
-
 FOLDER_NAME = "a name for the output folder: at most 200 letters, without slashes"
 Size = Annotated[Count, Field(ge=16), Rule("an integer >= 16")]
 
@@ -195,8 +194,6 @@ class Model(Engine):
     """The model's family."""
     quantize: Literal[False] = False
     """Base weights in 8 bits: AI Toolkit's alone."""
-    low_vram: Literal[False] = False
-    """Offloading: AI Toolkit's alone."""
 
 
 @section
@@ -308,9 +305,7 @@ class Process(Engine):
 class Config(Engine):
     """The job's name and its one process."""
 
-    name: Annotated[
-        Text, Field(min_length=1), AfterValidator(_folder_name), Rule(FOLDER_NAME)
-    ]
+    name: Annotated[Text, Field(min_length=1), AfterValidator(_folder_name), Rule(FOLDER_NAME)]
     """The job's name, and its output folder's."""
     process: Annotated[
         list[Process],
@@ -335,6 +330,7 @@ class Job(Process):
     """A checked job, its paths resolved."""
 
     name: str
+    device: str
     idle: list[str] = field(default_factory=list)
 
     @property
@@ -374,7 +370,8 @@ def read_job(path: Path) -> Job:
     document, idle = without_idle(JobFile, _with_name(document))
     config = read(JobFile, document).config
     (process,) = config.process
-    job = Job(**{**vars(process), "name": config.name, "idle": idle})
+    device = process.device or checks.best_device()
+    job = Job(**{**vars(process), "name": config.name, "idle": idle, "device": device})
     return _resolved(job, path.resolve().parent)
 
 
@@ -384,12 +381,15 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: dict[str, int] = {}
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
             line = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:merge" and seen.setdefault(key.value, line) != line:
+            if key.value in seen:
                 raise ConfigError(
                     f"{key.value} stands twice in one section, in line {seen[key.value]} and in "
                     f"line {line}. Remove one."
                 )
+            seen[key.value] = line
         return super().construct_mapping(node, deep)
 
 
@@ -447,7 +447,6 @@ def _resolved(job: Job, beside: Path) -> Job:
         training_folder=Path(absolute(job.training_folder)),
         datasets=[replace(each, folder_path=absolute(each.folder_path)) for each in job.datasets],
         model=replace(job.model, name_or_path=model) if Path(model).exists() else job.model,
-        device=job.device or checks.best_device(),
         sample=replace(
             sample,
             prompts=[filled(prompt) for prompt in sample.prompts],
