@@ -148,5 +148,5 @@ def test_a_key_that_stands_twice(tmp_path, text, message):
 def test_yamls_anchors_and_merges_are_taken(document, write_job):
     file = write_job(document)
     text = "meta: &mine {num_steps: 7}\n" + file.read_text()
-    file.write_text(text.replace("      soar:\n", "      soar:\n        <<: *mine\n"))
+    file.write_text(text.replace("    soar:\n", "    soar:\n      <<: *mine\n"))
     assert read_job(file).soar.num_steps == 7

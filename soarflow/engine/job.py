@@ -55,7 +55,12 @@ def _listed(value: Any) -> Any:
 
 def _folder_name(name: str) -> str:
     # "_000000250.safetensors" comes behind it, and 255 bytes are the most that a file's name has
-    if not name.isprintable() or name != Path(name).name or len(name.encode()) > 200:
+    if (
+        not name.isprintable()
+        or name != Path(name).name
+        or name == ".."
+        or len(name.encode()) > 200
+    ):
         raise ValueError(FOLDER_NAME)
     return name
 

@@ -1,6 +1,7 @@
 """What a run wrote, put back into a pipeline: a LoRA's file, or a transformer's folder."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,27 +31,31 @@ def load_lora(family: "Family", file: Path) -> None:
             f"--lora must be a LoRA, got {file}: none of its {len(keys)} tensors is one's. A "
             "transformer's folder is given with --transformer."
         )
+    pipeline, source = family.pipeline, (str(file.parent),)
+    reason = "it names no module of it"
     try:
-        family.pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+        modules = _modules(pipeline.lora_state_dict(*source, weight_name=file.name))
+        strange = modules - {name for name, _ in pipeline.transformer.named_modules()}
+        if modules and not strange:
+            pipeline.load_lora_weights(*source, weight_name=file.name)
+            return
+        if strange:
+            reason = f"it has no {min(strange)}"
     # whatever a file of another model trips over, deep in diffusers and PEFT
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(_another_models(file, family, _first_line(error))) from error
-    if not _has_adapter(family):
-        raise ConfigError(_another_models(file, family, "no module of it is named there"))
+        reason = _first_line(error)
+    model = type(pipeline.transformer).__name__
+    raise ConfigError(f"--lora {file} does not fit this {model}: {reason}.")
+
+
+def _modules(tensors: Iterable[str]) -> set[str]:
+    """The transformer's modules that a LoRA lies beside."""
+    names = (key.partition(".lora_")[0] for key in tensors if key.startswith("transformer."))
+    return {name.removeprefix("transformer.") for name in names}
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _has_adapter(family: "Family") -> bool:
-    """Whether a LoRA lies beside at least one of the transformer's modules."""
-    return any(".lora_A." in name for name, _ in family.pipeline.transformer.named_parameters())
-
-
-def _another_models(file: Path, family: "Family", reason: str) -> str:
-    model = type(family.pipeline.transformer).__name__
-    return f"--lora {file} does not fit this {model}: {reason}."
+    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def load_transformer(family: "Family", folder: Path) -> None:
