@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
-from ui_job import MODELS, ui_job
 
 from soarflow import ConfigError
 from soarflow.cli import main
@@ -15,14 +15,25 @@ from soarflow.settings import fields_of
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+UI_JOB = Path(__file__).parent / "ui_job.yaml"
+MODELS = {
+    "zimage": ("Tongyi-MAI/Z-Image", "weighted", True),
+    "flux": ("black-forest-labs/FLUX.1-dev", "sigmoid", False),
+    "qwen_image": ("Qwen/Qwen-Image", "weighted", True),
+}
+"""What the interface changes with the model: name_or_path, train.timestep_type, model.low_vram."""
 QUANTIZES = "qtype" in fields_of(Model)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in FAMILIES if arch in MODELS])
 def test_a_job_of_ai_toolkits_interface_is_good(arch, image_folder, write_job, capsys):
-    document = ui_job(arch, image_folder)
+    document = yaml.safe_load(UI_JOB.read_text(encoding="utf-8"))
+    process = document["config"]["process"][0]
+    process["datasets"][0]["folder_path"] = str(image_folder)
+    name_or_path, process["train"]["timestep_type"], low_vram = MODELS[arch]
+    process["model"].update(name_or_path=name_or_path, arch=arch, low_vram=low_vram)
     if not QUANTIZES:
-        document["config"]["process"][0]["model"].update(quantize=False, quantize_te=False)
+        process["model"].update(quantize=False, quantize_te=False)
     assert main(["check", str(write_job(document))]) == 0
     printed = capsys.readouterr().out
     assert printed.count("without effect here: ") == 1 and "the job is good" in printed
