@@ -50,7 +50,8 @@ def is_hub_name(name: str) -> bool:
 
 def _data(job: Any) -> Iterator[str]:
     for index, dataset in enumerate(job.datasets):
-        if not Path(dataset.folder_path).is_dir():
+        folder = Path(dataset.folder_path)
+        if folder.is_absolute() and not folder.is_dir():
             yield (
                 f"datasets[{index}].folder_path must be a folder that exists, got "
                 f"{dataset.folder_path}."
