@@ -100,16 +100,11 @@ def main() -> None:
         }
         for (loops, threads), parts in found.items()
     ]
+    seconds = {(row["endless_loops_beside"] > 0, row["threads"]): row["seconds"] for row in rows}
     ratios = {
-        str(threads): round(
-            next(r for r in rows if r["threads"] == threads and r["endless_loops_beside"])["seconds"]
-            / next(
-                r for r in rows if r["threads"] == threads and not r["endless_loops_beside"]
-            )["seconds"],
-            2,
-        )
+        str(threads): round(seconds[True, threads] / seconds[False, threads], 2)
         for threads in (1, 2)
-    }  # fmt: skip
+    }
     setting = f"bundled model, SOAR step, N = 4, guided, batch {BATCH}, float32, {CORES} cores"
     result = {
         **record.stamp(threads=CORES),
