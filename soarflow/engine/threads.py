@@ -4,9 +4,10 @@ import os
 
 import torch
 
-SMALL = 50_000_000
-"""Parameters. Below, an operation is so short that a second thread gains little and, where its core
-is busy, the first one waits for it at each operation (benchmarks/results/busy.json)."""
+SMALL = 10_000_000
+"""Parameters; the bundled model has 2 million. An operation of so small a model is so short that a
+second thread saves little on free cores, and where its core is taken the first one waits for it at
+every operation (benchmarks/results/busy.json)."""
 
 
 def fit_threads(model: torch.nn.Module, device: torch.device | str) -> None:
