@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .config import ConfigError
-from .terminal import command, silence_loading_bars
+from .settings import HIGHEST_SEED
+from .terminal import (
+    command,
+    output_file,
+    output_folder,
+    path_from_here,
+    show_table,
+    silence_loading_bars,
+)
 from .tinyscenes import BUNDLED
 
 if TYPE_CHECKING:
     from .engine.families import Family
+    from .engine.job import Job
+
+LARGEST_SCALE = 64
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,12 +95,14 @@ def _add_model_options(option: Callable[..., Any]) -> None:
     option("--model", help="a diffusers pipeline (default: the bundled one)")
     option("--arch", default="zimage", help="its family")
     option("--lora", type=Path, help="a LoRA's .safetensors")
+    option("--transformer", type=Path, help="the folder that a full fine-tune wrote")
     option("--guidance", type=float, default=4.0, help="guidance scale")
     option("--steps", type=int, default=20, help="steps of the sampler")
     option("--seed", type=int, default=42, help="seed of the first picture")
 
 
 def _train(args: argparse.Namespace) -> int:
+    from .engine.checks import claim_device
     from .engine.job import read_job
     from .engine.trainer import train
 
@@ -96,22 +110,40 @@ def _train(args: argparse.Namespace) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, of several processes one speaks
     silence_loading_bars()
     job = read_job(args.job)
+    claim_device(job.device)
+    output_folder(job.save_root, "training_folder/name")
     print(job.describe(), flush=True)
     outcome = train(job)
     if outcome.finished:
-        print(
-            f"finished at step {outcome.step}: {outcome.weights}\nmetrics and state: "
-            f"{job.save_root}"
-        )
+        print(f"finished at step {outcome.step}; metrics and state: {job.save_root}")
+        print(_next(job, outcome.weights))
         return 0
     print(
         f"stopped at step {outcome.step}, saved: {outcome.weights}\nto go on: {command()} train "
-        f"{args.job}"
+        f"{path_from_here(args.job)}"
     )
     return 130
 
 
+def _next(job: "Job", weights: Path) -> str:
+    """Where the weights are, and the line that draws with them, as it can be typed here."""
+    what, option = ("LoRA", "--lora") if job.network else ("transformer", "--transformer")
+    model = Path(job.model.name_or_path)
+    words = [command(), "sample"]
+    picture = next(iter(job.sample.pictures()), None)
+    prompt = picture.prompt if picture else "what your captions say"
+    words += [shlex.quote(prompt), option, path_from_here(weights)]
+    if not (model.exists() and model.samefile(BUNDLED)):
+        shown = path_from_here(model) if model.exists() else shlex.quote(str(model))
+        words += ["--model", shown, "--arch", job.model.arch]
+    if picture:
+        words += ["--width", str(picture.width), "--height", str(picture.height)]
+        words += ["--guidance", f"{picture.guidance_scale:g}", "--steps", str(picture.sample_steps)]
+    return f"the {what}: {path_from_here(weights)}\nto draw with it:\n  {' '.join(words)}"
+
+
 def _check(args: argparse.Namespace) -> int:
+    from .engine.checks import device_fault, is_hub_name
     from .engine.job import read_job
     from .engine.sources import open_source
 
@@ -119,7 +151,14 @@ def _check(args: argparse.Namespace) -> int:
     print(job.describe())
     for dataset in job.datasets:
         print(f"  {open_source(dataset).found}")
-    print("the job is good: nothing was run")
+    model = job.model.name_or_path
+    if not Path(model).exists() and is_hub_name(model):
+        print(f"  {model} is no folder here: train fetches it from Hugging Face")
+    fault = device_fault(job.device)
+    if fault:
+        print(f"the job is good, but not for this machine: {fault} Nothing was run")
+    else:
+        print("the job is good: nothing was run")
     return 0
 
 
@@ -127,11 +166,14 @@ def _load(args: argparse.Namespace) -> "Family":
     import torch
 
     from .engine.families import FAMILIES, load_family
+    from .engine.weights import load_lora, load_transformer
 
     silence_loading_bars()
     for name, low in (("steps", 1), ("guidance", 0)):
         if not getattr(args, name) >= low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
+    if not 0 <= args.seed <= HIGHEST_SEED:
+        raise ConfigError(f"--seed must be an integer from 0 to {HIGHEST_SEED}, got {args.seed}.")
     if args.arch not in FAMILIES:
         raise ConfigError(f"--arch must be one of {', '.join(FAMILIES)}, got {args.arch}.")
     family = load_family(
@@ -140,18 +182,23 @@ def _load(args: argparse.Namespace) -> "Family":
         torch.float32,
         "cuda" if torch.cuda.is_available() else "cpu",
     )
+    if args.transformer is not None:
+        load_transformer(family, args.transformer)
     if args.lora is not None:
-        if not args.lora.is_file():
-            raise ConfigError(f"--lora must be a .safetensors file that exists, got {args.lora}.")
-        family.pipeline.load_lora_weights(str(args.lora.parent), weight_name=args.lora.name)
+        load_lora(family, args.lora)
     return family
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from .engine.sampling import grid, sample
+    from .engine.sampling import encode, grid, sample
 
     if args.output.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise ConfigError(f"--output must end in .png, .jpg or .webp, got {args.output}.")
+    if not 1 <= args.scale <= LARGEST_SCALE:
+        raise ConfigError(
+            f"--scale must be an integer from 1 to {LARGEST_SCALE}, got {args.scale}."
+        )
+    output_file(args.output, "--output")
     family = _load(args)
     multiple = family.size_multiple
     for name in ("width", "height"):
@@ -168,8 +215,8 @@ def _sample(args: argparse.Namespace) -> int:
         height=args.height,
         guidance_scale=args.guidance,
         steps=args.steps,
+        texts=encode(family, [*args.prompts, ""]),
     )
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     grid(images, min(len(images), 8), args.scale).save(args.output)
     print(args.output)
     return 0
@@ -180,12 +227,13 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     if args.number < 7:
         raise ConfigError(f"--number must be at least 7, one for each category, got {args.number}.")
+    if args.json:
+        output_file(args.json, "--json")
     result = score(
         _load(args), args.number, guidance_scale=args.guidance, steps=args.steps, seed=args.seed
     )
-    print(table({"correct": result}))
+    show_table(table({"correct": result}))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(result.to_json() + "\n")
     return 0
 

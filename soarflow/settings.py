@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic.fields import FieldInfo
 from typing_extensions import dataclass_transform
@@ -21,6 +29,8 @@ from typing_extensions import dataclass_transform
 S = TypeVar("S")
 LONGEST = 80
 """Of a wrong value so many characters are shown."""
+HIGHEST_SEED = 2**32 - 1
+"""What every library takes."""
 
 
 class ConfigError(ValueError):
@@ -41,12 +51,23 @@ def _exponent(value: Any) -> Any:
     return float(value) if meant else value
 
 
+def _usable(path: Any) -> Any:
+    """No file system takes a name of more bytes, nor a NUL."""
+    if "\0" in str(path) or any(len(part.encode()) > 255 for part in Path(path).parts):
+        raise ValueError("a path whose names have at most 255 characters")
+    return path
+
+
 EXPONENT = BeforeValidator(_exponent)
 Flag = Annotated[bool, Strict(), Rule("true or false")]
 Text = Annotated[str, Strict(), Rule("a text")]
-Folder = Annotated[Path, Rule("a path")]
+Place = Annotated[str, Strict(), AfterValidator(_usable), Rule("a path")]
+Folder = Annotated[Path, AfterValidator(_usable), Rule("a path")]
 Count = Annotated[int, Strict(), Field(ge=1), Rule("an integer >= 1")]
 Index = Annotated[int, Strict(), Field(ge=0), Rule("an integer >= 0")]
+Seed = Annotated[
+    int, Strict(), Field(ge=0, le=HIGHEST_SEED), Rule(f"an integer from 0 to {HIGHEST_SEED}")
+]
 Amount = Annotated[
     float, Strict(), Field(ge=0, allow_inf_nan=False), EXPONENT, Rule("a number >= 0")
 ]

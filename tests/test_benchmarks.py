@@ -97,3 +97,27 @@ def test_a_result_names_its_commit_and_hardware_and_is_written_whole_or_not_at_a
     with pytest.raises(TypeError):
         record.write(file, {"a": torch.ones(1)})
     assert file.read_text() == '{\n "a": 1\n}\n' and list(tmp_path.iterdir()) == [file]
+
+
+def test_one_thread_is_the_faster_beside_other_work():
+    """What `fit_threads` rests on."""
+    rows = json.loads((BENCHMARKS / "results" / "busy.json").read_text())["rows"]
+    seconds = {(row["endless_loops_beside"], row["threads"]): row["seconds"] for row in rows}
+    assert len(seconds) == 4
+    assert all(seconds[loops, 1] < seconds[loops, 2] / 2 for loops, _ in seconds)
+
+
+def test_a_small_model_is_computed_with_one_thread(monkeypatch):
+    from soarflow.engine.threads import SMALL, fit_threads
+
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    small, large = torch.nn.Linear(10, 10), torch.nn.Linear(1, SMALL, device="meta")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    fit_threads(small, "cpu")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    fit_threads(large, "cpu")
+    fit_threads(small, "cuda")
+    assert asked == []
+    fit_threads(small, "cpu")
+    assert asked == [1]

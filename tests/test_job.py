@@ -39,8 +39,8 @@ BAD = [
     ),
     (
         ("train", "timestep_type"),
-        "weighted",
-        r"train.timestep_type must be one of sigmoid, linear, shift, got 'weighted'",
+        "lognorm_blend",
+        r"train.timestep_type must be one of sigmoid, linear, shift, .* got 'lognorm_blend'",
     ),
     (
         ("train", "train_text_encoder"),
@@ -91,7 +91,7 @@ BAD = [
     ),
     (("soar",), {"lambda_aux": 1}, r"did you mean correction_weight\?"),
     (("sample",), {"prompt": ["a"]}, r"sample.prompt is not honoured .* sample.prompts"),
-    (("slider",), {}, r"slider is not honoured by the built-in engine"),
+    (("slider",), {"target_class": "cat"}, r"slider is not honoured by the built-in engine"),
 ]
 
 

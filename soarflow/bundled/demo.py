@@ -14,7 +14,7 @@ import yaml
 from ..engine.families import load_family
 from ..engine.job import read_job
 from ..engine.trainer import train
-from ..terminal import command
+from ..terminal import command, output_folder, path_from_here, show_table
 from ..tinyscenes import BUNDLED
 from ..tinyscenes.scenes import CLEAN_NUMBER, write_clean_set
 from .pictures import comparison
@@ -66,7 +66,7 @@ def demo(output: Path, steps: int, number: int) -> None:
     """Writes the clean set and two job files, trains both, evaluates them and the base, and says
     what to try next."""
     start = time.perf_counter()
-    output.mkdir(parents=True, exist_ok=True)
+    output_folder(output, "--output")
     write_clean_set(output / "images")
     print(f"wrote {CLEAN_NUMBER} pictures with captions to {output / 'images'}")
 
@@ -101,7 +101,7 @@ def demo(output: Path, steps: int, number: int) -> None:
         f"\ncaptions drawn right, of {number} held-out ones (95 % interval), guidance 4.0, 20 "
         "steps:\n"
     )
-    print(table(results))
+    show_table(table(results))
     pictures = output / "comparison.png"
     comparison(results, 14).save(pictures)
     record = {
@@ -123,8 +123,9 @@ def demo(output: Path, steps: int, number: int) -> None:
     )
     print(f"the first pictures of each: {pictures}")
     print(f"LoRAs: {', '.join(str(lora) for lora in loras.values() if lora)}")
-    call, file = command(), output / "soar.yaml"
+    call, job_file = command(), path_from_here(output / "soar.yaml")
+    drawn_with = path_from_here(loras["SOAR"] or output)
     print("\nnext, draw with it:")
-    print(f"  {call} sample 'a red circle above a blue square' --scale 4 --lora '{loras['SOAR']}'")
-    print(f"or change 'soar:' and 'name:' in {file} and train again:")
-    print(f"  {call} train '{file}'")
+    print(f"  {call} sample 'a red circle above a blue square' --scale 4 --lora {drawn_with}")
+    print(f"or change 'soar:' and 'name:' in {job_file} and train again:")
+    print(f"  {call} train {job_file}")

@@ -117,27 +117,15 @@ def score(
     return Scores(settings, rates, captions, images, verdicts)
 
 
-def table(results: dict[str, Scores]) -> str:
+def table(results: dict[str, Scores]) -> list[list[str]]:
     """A row per category, a column per model: percent correct with the interval; the graded score
     in the last row."""
-    names = list(results)
-    rows = [["category", *names]]
+    rows = [["category", *results]]
     for category in next(iter(results.values())).rates:
-        cells = [results[name].rates[category] for name in names]
-        rows.append(
-            [
-                category,
-                *(
-                    f"{cell.correct / cell.number:4.0%} [{cell.low:.0%}, {cell.high:.0%}]"
-                    for cell in cells
-                ),
-            ]
+        cells = [each.rates[category] for each in results.values()]
+        shown = (
+            f"{cell.correct / cell.number:4.0%} [{cell.low:.0%}, {cell.high:.0%}]" for cell in cells
         )
-    rows.append(
-        ["graded score", *(f"{results[name].rates['overall'].score:.3f}" for name in names)]
-    )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names) + 1)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+        rows.append([category, *shown])
+    scores = (f"{each.rates['overall'].score:.3f}" for each in results.values())
+    return [*rows, ["graded score", *scores]]

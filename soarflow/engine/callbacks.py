@@ -157,25 +157,21 @@ class Samples(OfTrainer):
             self._draw(state.global_step)
 
     def _draw(self, step: int) -> None:
-        settings, folder = self.job.sample, self.trainer.root / "samples"
-        if self.trainer.sample_texts is None:
+        trainer, folder = self.trainer, self.trainer.root / "samples"
+        last = folder / f"{step:09d}_{len(trainer.pictures) - 1}.png"
+        if not trainer.pictures or last.exists():
             return
-        if (folder / f"{step:09d}_{len(settings.prompts) - 1}.png").exists():
-            return
-        seeds = [
-            settings.seed + (index if settings.walk_seed else 0)
-            for index in range(len(settings.prompts))
-        ]
-        trainer = self.trainer
         trainer.pipeline.vae.to(trainer.args.device)
         try:
             with trainer.averaged_weights(), trainer.accelerator.autocast():
-                images = sampling.sample(
-                    trainer.family, settings.prompts, seeds, width=settings.width,
-                    height=settings.height, guidance_scale=settings.guidance_scale,
-                    steps=settings.sample_steps, negative=settings.neg,
-                    texts=trainer.sample_texts,
-                )  # fmt: skip
+                images = [
+                    sampling.sample(
+                        trainer.family, [each.prompt], [each.seed], width=each.width,
+                        height=each.height, guidance_scale=each.guidance_scale,
+                        steps=each.sample_steps, negative=each.neg, texts=trainer.sample_texts,
+                    )[0]
+                    for each in trainer.pictures
+                ]  # fmt: skip
             if trainer.args.should_save:
                 sampling.write_samples(folder, step, images)
         except Exception as error:  # whatever it is, it is not worth the training

@@ -1,7 +1,9 @@
 """The job file: AI Toolkit's YAML, read and checked. What the engine does not honour is refused by
 name.
 
-Each section's fields are the keys that the engine honours, with AI Toolkit's names and meanings.
+Each section's fields are the keys that the engine honours, with AI Toolkit's names and meanings;
+host_keys.py has those that it takes and needs not. What only the disk and the machine know is asked
+in checks.py.
 """
 
 import os
@@ -18,19 +20,26 @@ from ..config import SOARConfig
 from ..settings import (
     EXPONENT,
     Amount,
-    Anything,
     ConfigError,
     Count,
     Flag,
     Folder,
     Index,
+    Place,
     Rule,
+    Seed,
     Share,
     Text,
+    in_yaml,
     read,
     section,
 )
-from .levels import TIMESTEP_TYPES
+from . import checks
+from .host_keys import without_idle
+from .levels import LEANS, TIMESTEP_TYPES
+
+FOLDER_NAME = "a name for the output folder: at most 200 letters, without slashes"
+Size = Annotated[Count, Field(ge=16), Rule("an integer >= 16")]
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit", "lion8bit": "lion_8bit"}
 """AI Toolkit's spellings of transformers' names."""
@@ -57,8 +66,9 @@ QType = Annotated[
 
 
 class Engine:
-    """A section that the engine reads."""
+    """A section that the engine reads, and that AI Toolkit may have written."""
 
+    TAKES_HOST_KEYS: ClassVar = True
     STRANGER: ClassVar = (
         "is not honoured by the built-in engine", "the closest key that it does is {path}.",
     )  # fmt: skip
@@ -73,8 +83,20 @@ def _texts(value: Any) -> Any:
 
 
 def _folder_name(name: str) -> str:
-    if not name or name != Path(name).name or name in (".", ".."):
-        raise ValueError("a name for the output folder, without slashes")
+    # "_000000250.safetensors" comes behind it, and 255 bytes are the most that a file's name has
+    if (
+        not name.isprintable()
+        or name != Path(name).name
+        or name == ".."
+        or len(name.encode()) > 200
+    ):
+        raise ValueError(FOLDER_NAME)
+    return name
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("cpu, cuda, cuda:1 (or another number) or mps")
     return name
 
 
@@ -119,14 +141,6 @@ class Network(Engine):
     """Which of the layers."""
     pretrained_lora_path: Text | None = None
     """A LoRA's .safetensors to start from, of the same rank and layers."""
-    conv: Anything = None
-    """AI Toolkit's; taken, and changes nothing here: the blocks have no convolutions."""
-    conv_alpha: Anything = None
-    """AI Toolkit's; taken, and changes nothing here."""
-    lokr_full_rank: Anything = None
-    """AI Toolkit's, for lokr; taken, and changes nothing here."""
-    lokr_factor: Anything = None
-    """AI Toolkit's, for lokr; taken, and changes nothing here."""
 
 
 @section
@@ -145,7 +159,7 @@ class Save(Engine):
 class Dataset(Engine):
     """Pictures with captions."""
 
-    folder_path: Text
+    folder_path: Place
     """A folder of pictures whose captions lie beside them under the same names, or of JSON lines,
     parquet, webdataset or Arrow files; or a data set of the hub, org/name."""
     caption_ext: Annotated[
@@ -182,14 +196,6 @@ class Dataset(Engine):
     """Keep the encoded pictures on disk, beside them."""
     cache_text_embeddings: Flag = True
     """Keep the encoded captions on disk too."""
-    num_workers: Anything = None
-    """AI Toolkit's; taken, and changes nothing here."""
-    prefetch_factor: Anything = None
-    """AI Toolkit's; taken, and changes nothing here."""
-    cache_latents: Anything = None
-    """AI Toolkit's; taken, and changes nothing here."""
-    cache_latents_num_workers: Anything = None
-    """AI Toolkit's; taken, and changes nothing here."""
 
 
 @section
@@ -227,9 +233,11 @@ class Train(Engine):
     dtype: Literal["bf16", "float32", "fp32", "bfloat16", "fp16", "float16"] = "bf16"
     """Number format of the model's arithmetic; trained weights are float32 always."""
     timestep_type: Literal[tuple(TIMESTEP_TYPES)] = "sigmoid"  # type: ignore[valid-type]
-    """How levels are drawn: sigmoid is logit-normal, linear uniform, shift the schedule's own."""
-    content_or_style: Literal["balanced"] = "balanced"
-    """AI Toolkit's lean towards high or low levels."""
+    """How levels are drawn: sigmoid is logit-normal, linear uniform, shift (flux_shift and
+    lumina2_shift alike) the inference schedule's own; weighted is linear with the loss weighted by
+    AI Toolkit's table."""
+    content_or_style: Literal[tuple(LEANS)] = "balanced"  # type: ignore[valid-type]
+    """A lean towards high levels (content) or low ones (style), by a cubic, as in AI Toolkit."""
     loss_type: Literal["mse", "mae", "pseudo_huber"] = "mse"
     """The loss of a prediction against its target."""
     noise_scheduler: Literal["flowmatch"] = "flowmatch"
@@ -246,7 +254,7 @@ class Train(Engine):
     """Draw no samples at all."""
     skip_first_sample: Flag = False
     """Draw none before the first step."""
-    seed: Index = 42
+    seed: Seed = 42
     """All randomness follows from it."""
     report_to: list[Text] = field(default_factory=list)
     """Who is told the metrics beside metrics.jsonl and TensorBoard: wandb, trackio, mlflow, ..."""
@@ -256,7 +264,7 @@ class Train(Engine):
 class Model(Engine):
     """The model to train."""
 
-    name_or_path: Text
+    name_or_path: Place
     """A folder or a Hugging Face name of a diffusers pipeline."""
     arch: Annotated[
         Literal["zimage", "sd3", "flux", "qwen_image"],
@@ -275,9 +283,6 @@ class Model(Engine):
     """The same for the text encoders, which are freed before training; as quantize unless given."""
     qtype_te: QType = "qfloat8"
     """In which."""
-    low_vram: Flag = False
-    """AI Toolkit's; taken, and changes nothing here: text encoders are freed before the model
-    loads."""
     compile: Flag = False
     """Train through torch.compile: faster steps after a slow first one."""
 
@@ -296,6 +301,26 @@ class Model(Engine):
 
 
 @section
+class Picture(Engine):
+    """A picture that is drawn while training; what it leaves out it has from `sample`."""
+
+    prompt: Text
+    """What is to be seen."""
+    width: Size | None = None
+    """Width in pixels."""
+    height: Size | None = None
+    """Height in pixels."""
+    neg: Text | None = None
+    """The negative prompt."""
+    seed: Seed | None = None
+    """Its seed."""
+    guidance_scale: Amount | None = None
+    """Guidance."""
+    sample_steps: Count | None = None
+    """Steps of the sampler."""
+
+
+@section
 class Sample(Engine):
     """Pictures that are drawn while training."""
 
@@ -303,15 +328,17 @@ class Sample(Engine):
     """The sampler: Euler on the model's own schedule."""
     sample_every: Count = 250
     """Samples are drawn every so many steps."""
-    width: Annotated[Count, Field(ge=16), Rule("an integer >= 16")] = 1024
+    width: Size = 1024
     """Width in pixels."""
-    height: Annotated[Count, Field(ge=16), Rule("an integer >= 16")] = 1024
+    height: Size = 1024
     """Height in pixels."""
     prompts: list[Text] = field(default_factory=list)
-    """One picture for each."""
+    """One picture for each; [trigger] stands for the trigger word."""
+    samples: list[Picture] = field(default_factory=list)
+    """The same with settings of their own, in place of prompts."""
     neg: Text = ""
     """The negative prompt."""
-    seed: Index = 42
+    seed: Seed = 42
     """Seed of the first picture."""
     walk_seed: Flag = True
     """Each further picture's seed is one more; false gives all the same."""
@@ -319,6 +346,22 @@ class Sample(Engine):
     """Guidance: v_uncond + guidance_scale * (v_cond - v_uncond)."""
     sample_steps: Count = 20
     """Steps of the sampler."""
+
+    def pictures(self) -> list[Picture]:
+        """What is drawn, each with all of its settings."""
+        asked = self.samples or [Picture(prompt=prompt) for prompt in self.prompts]
+        keys = ("width", "height", "neg", "guidance_scale", "sample_steps")
+        return [
+            replace(each, seed=self._seed(index, each), **{
+                key: getattr(self, key) for key in keys if getattr(each, key) is None
+            })
+            for index, each in enumerate(asked)
+        ]  # fmt: skip
+
+    def _seed(self, index: int, picture: Picture) -> int:
+        if picture.seed is not None:
+            return picture.seed
+        return self.seed + (index if self.walk_seed else 0)
 
 
 @section
@@ -336,8 +379,12 @@ class Process(Engine):
     """SOAR's settings. Checked for plain training too, which does not use them."""
     training_folder: Folder = Path("output")
     """All that the job writes lies in training_folder/name."""
-    device: Text = "cpu"
-    """Where to train."""
+    device: Annotated[
+        Text | None,
+        AfterValidator(lambda name: name and _device(name)),
+        Rule("cpu, cuda, cuda:1 (or another number) or mps"),
+    ] = None
+    """Where to train; left out, on the graphics card where there is one."""
     trigger_word: Text | None = None
     """A word that every caption begins with, or that replaces [trigger] in it."""
     network: Network | None = None
@@ -356,21 +403,13 @@ class Process(Engine):
     """The model."""
     sample: Sample = field(default_factory=Sample)
     """Pictures drawn on the way."""
-    name: Anything = None
-    """AI Toolkit's; taken, and changes nothing here."""
-    performance_log_every: Anything = None
-    """AI Toolkit's; taken, and changes nothing here."""
-    sqlite_db_path: Anything = None
-    """AI Toolkit's; taken, and changes nothing here."""
 
 
 @section
 class Config(Engine):
     """The job's name and its one process."""
 
-    name: Annotated[
-        Text, AfterValidator(_folder_name), Rule("a name for the output folder, without slashes")
-    ]
+    name: Annotated[Text, Field(min_length=1), AfterValidator(_folder_name), Rule(FOLDER_NAME)]
     """The job's name, and its output folder's."""
     process: Annotated[
         list[Process],
@@ -388,8 +427,6 @@ class JobFile(Engine):
     """The kind of job."""
     config: Config
     """What it is."""
-    meta: Anything = None
-    """Notes of yours."""
 
 
 @section
@@ -397,6 +434,8 @@ class Job(Process):
     """A checked job, its paths resolved."""
 
     name: str
+    device: str
+    idle: list[str] = field(default_factory=list)
 
     @property
     def save_root(self) -> Path:
@@ -424,7 +463,11 @@ class Job(Process):
             f"lr {train.lr:g}, {train.optimizer}, {train.lr_scheduler}, {train.dtype}, "
             f"timestep_type {train.timestep_type}\n"
             f"  {self.objective.describe(train.gradient_checkpointing)}"
+            f"{self._told_idle()}"
         )
+
+    def _told_idle(self) -> str:
+        return f"\n  without effect here: {', '.join(self.idle)}" if self.idle else ""
 
 
 def read_job(path: Path) -> Job:
@@ -433,28 +476,77 @@ def read_job(path: Path) -> Job:
     Relative paths in it start at its folder; or, as in AI Toolkit, at the current one, where its
     data sets lie there.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the job file {path}: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(document, Mapping):
-        raise ConfigError(f"{path} must be a section of keys, got {document!r}.")
+    document = _parsed(path)
+    document, idle = without_idle(JobFile, _with_name(document))
     config = read(JobFile, document).config
     (process,) = config.process
-    if process.model.quantize and process.network is None:
-        raise ConfigError(
-            "model.quantize must be false without network: a full fine-tune trains the very "
-            "weights. Leave it out, or add network."
-        )
-    return _resolved(Job(**{**vars(process), "name": config.name}), path.resolve().parent)
+    device = process.device or checks.best_device()
+    job = Job(**{**vars(process), "name": config.name, "idle": idle, "device": device})
+    return _resolved(job, path.resolve().parent)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, without its leave to write a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise ConfigError(
+                    f"{key.value} stands twice in one section, in line {seen[key.value]} and in "
+                    f"line {line}. Remove one."
+                )
+            seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(path: Path) -> Mapping:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{path}: {error}") from error
+        if isinstance(error, UnicodeDecodeError):
+            raise ConfigError(f"{path} is no YAML: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the job file {in_yaml(str(path))}: {reason}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError:
+        raise ConfigError(f"{path} is no job: its brackets are nested too deeply.") from None
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"{path} must be a section of keys, got {in_yaml(document)}.")
+    return document
+
+
+def _with_name(document: Any) -> Any:
+    """AI Toolkit's [name] in any text stands for config.name."""
+    config = document.get("config")
+    name = config.get("name") if isinstance(config, Mapping) else None
+    if not isinstance(name, str):
+        return document
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: filled(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [filled(each) for each in value]
+        return value.replace("[name]", name) if isinstance(value, str) else value
+
+    return filled(document)
 
 
 def _resolved(job: Job, beside: Path) -> Job:
-    """The job with its paths made absolute; its data sets must be there."""
+    """The job with its paths made absolute, its device named, and its trigger word in prompts."""
     folders = [dataset.folder_path for dataset in job.datasets]
-    local = [each for each in folders if not is_hub_name(each, beside)]
+    local = [
+        each
+        for each in folders
+        if not checks.is_hub_name(each) or Path(each).is_dir() or (beside / each).is_dir()
+    ]
     lie_here = bool(local) and all(
         Path(each).is_dir() and not (beside / each).is_dir() for each in local
     )
@@ -463,37 +555,27 @@ def _resolved(job: Job, beside: Path) -> Job:
     def absolute(path: str | Path) -> str:
         return os.path.normpath(root / path)
 
-    folders = [absolute(each) if each in local else each for each in folders]
-    for index, folder in enumerate(folders):
-        if Path(folder).is_absolute() and not Path(folder).is_dir():
-            raise ConfigError(
-                f"datasets[{index}].folder_path must be a folder that exists, got {folder}."
-            )
-    return replace(
+    def filled(text: str) -> str:
+        return text.replace("[trigger]", job.trigger_word) if job.trigger_word else text
+
+    sample, network, model = job.sample, job.network, absolute(job.model.name_or_path)
+    start = network.pretrained_lora_path if network else None
+    job = replace(
         job,
         training_folder=Path(absolute(job.training_folder)),
         datasets=[
-            replace(each, folder_path=folder)
+            replace(each, folder_path=absolute(folder) if folder in local else folder)
             for each, folder in zip(job.datasets, folders, strict=True)
         ],
-        model=_with_path(job.model, "name_or_path", absolute, required=False),
-        network=job.network and _with_path(job.network, "pretrained_lora_path", absolute),
+        model=replace(job.model, name_or_path=model) if Path(model).exists() else job.model,
+        network=network and replace(network, pretrained_lora_path=start and absolute(start)),
+        sample=replace(
+            sample,
+            prompts=[filled(prompt) for prompt in sample.prompts],
+            samples=[replace(each, prompt=filled(each.prompt)) for each in sample.samples],
+        ),
     )
-
-
-def _with_path(section: Any, key: str, absolute: Any, required: bool = True) -> Any:
-    """A section with the path under a key made absolute, where there is one and it exists."""
-    value = getattr(section, key)
-    path = value and absolute(value)
-    if path and Path(path).exists():
-        return replace(section, **{key: path})
-    if path and required:
-        raise ConfigError(f"network.{key} must be a file that exists, got {path}.")
-    return section
-
-
-def is_hub_name(folder: str, beside: Path) -> bool:
-    """Whether a data set's place is org/name on the hub: it looks like that, and no folder is
-    there."""
-    looks = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", folder)
-    return bool(looks) and not Path(folder).is_dir() and not (beside / folder).is_dir()
+    faults = checks.faults(job)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return job

@@ -1,5 +1,6 @@
 """Pictures from a pipeline: seeded per picture, in batches, and grids of them."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,17 @@ def sample(
     return images
 
 
-def encode(family: Family, prompts: list[str], negative: str = "") -> dict[str, Text]:
+def encode(
+    family: Family, texts: Iterable[str], say: Callable[[str], None] = print
+) -> dict[str, Text]:
     """What `sample` needs of the text encoders, on the CPU."""
-    texts = [*dict.fromkeys([*prompts, negative])]
+    texts = [*dict.fromkeys(texts)]
+    if not texts:
+        return {}
+    for text, cut in zip(texts, family.too_long(texts), strict=True):
+        if cut:
+            say(f"warning: a prompt is longer than the text encoder takes, its end is cut off: "
+                f"{text[:60]} ...")  # fmt: skip
     return {
         text: {key: value.cpu() for key, value in each.items()}
         for text, each in zip(texts, family.encode_text(texts), strict=True)

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from ..config import SOARConfig
 from ..settings import annotation_of, fields_of, in_yaml, rule_of
+from .host_keys import AS_HERE, TAKEN
 from .job import (
     EMA,
     Config,
@@ -17,6 +18,7 @@ from .job import (
     Model,
     Network,
     NetworkKwargs,
+    Picture,
     Process,
     Sample,
     Save,
@@ -28,13 +30,17 @@ SECTIONS = {
     "network": Network, "network.network_kwargs": NetworkKwargs, "save": Save,
     "datasets[0]": Dataset, "train": Train,
     "train.ema_config": EMA, "model": Model, "sample": Sample,
+    "sample.samples[0]": Picture,
 }  # fmt: skip
 STRICT = ("SOARConfig", "Config")
 PAGE = """# The job file
 
 For whoever writes a job for the built-in engine. It is AI Toolkit's YAML; the tables below hold
-every key that the engine takes. Any other key is refused by name, with the closest known one.
-`soar:` is the same inside AI Toolkit, whose own keys are in its own documents.
+every key that the engine honours. Two kinds more are taken, and named once as being without effect:
+keys of AI Toolkit that change nothing here (the last table), and keys whose value says that they
+are off (`false`, `null`, `[]`, `{}`, an empty text). Any other key is refused by name, with the
+closest known one, all at once. `soar:` is the same inside AI Toolkit, whose own keys are in its own
+documents.
 
 To start from, copy `examples/own_pictures.yaml`. To see whether a job is good:
 
@@ -56,7 +62,19 @@ An editor that knows YAML completes and checks keys if the file's first line is
 def engine_schema() -> dict[str, Any]:
     """The JSON schema of a job file for the engine."""
     schema = TypeAdapter(JobFile).json_schema()
+    for place, cls in SECTIONS.items():
+        if getattr(cls, "TAKES_HOST_KEYS", False):
+            part = schema if cls is JobFile else schema["$defs"][cls.__name__]
+            idle = sorted(_idle(place) - part["properties"].keys())
+            part["properties"] |= {key: {} for key in idle}
+            part["additionalProperties"] = {"enum": [None, False, "", [], {}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _idle(place: str) -> set[str]:
+    """AI Toolkit's keys of a section that change nothing here."""
+    section = place.removesuffix("[0]").rpartition(".")[2]
+    return {*TAKEN.get(section, ()), *AS_HERE.get(section, ())}
 
 
 def ai_toolkit_schema() -> dict[str, Any]:
@@ -83,7 +101,24 @@ def _opened(key: str, value: dict[str, Any]) -> dict[str, Any]:
 
 def page() -> str:
     """docs/job-file.md: a table for each section."""
-    return "\n".join([PAGE, *(_table(where, cls) for where, cls in SECTIONS.items())])
+    tables = (_table(where, cls) for where, cls in SECTIONS.items())
+    return "\n".join([PAGE, *tables, _idle_table()])
+
+
+def _idle_table() -> str:
+    """The keys that are taken and change nothing."""
+    rows = []
+    for place, cls in SECTIONS.items():
+        section = place.removesuffix("[0]").rpartition(".")[2]
+        always = TAKEN.get(section, frozenset()) - fields_of(cls).keys()
+        same = {k: v for k, v in AS_HERE.get(section, {}).items() if k not in fields_of(cls)}
+        keys = [f"`{key}`" for key in sorted(always)]
+        keys += [f"`{key}: {in_yaml(value, bare=True)}`" for key, value in same.items()]
+        if keys:
+            rows.append(f"| {f'`{place}`' if place else 'the file'} | {', '.join(keys)} |\n")
+    head = "| section | keys |\n|---|---|\n"
+    words = "With any value; where one is shown, with that one alone."
+    return f"## Taken, and without effect\n\n{words}\n\n{head}{''.join(rows)}"
 
 
 def _table(where: str, section: type) -> str:

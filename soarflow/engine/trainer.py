@@ -26,9 +26,9 @@ from ..objective import SOARResult, soar_backward
 from . import checkpoint, sampling
 from .callbacks import Average, Bar, Board, Metrics, Samples, Saving, interruption
 from .data import Draw, load_training_set, seeded_generator
-from .families import Features, Text, load_family
+from .families import Features, load_family
 from .job import OPTIMIZERS, Job
-from .levels import draw_sigma
+from .levels import draw_sigma, loss_weighting
 from .lora import add_lora
 from .losses import LOSSES
 
@@ -128,7 +128,9 @@ class SOARTrainer(Trainer):
         everyone = replace(job.train, batch_size=job.train.batch_size * args.world_size)
         with args.main_process_first(local=False, desc="encoding"):
             self.training_set = load_training_set(replace(job, train=everyone), self.family, say)
-        self.sample_texts = self._encode_samples()
+        self.pictures = [] if job.train.disable_sampling else job.sample.pictures()
+        prompts = [text for each in self.pictures for text in (each.prompt, each.neg or "")]
+        self.sample_texts = sampling.encode(self.family, prompts, say)
         # everything is encoded: the encoders' memory is the denoiser's
         self.family.free_encoders()
         self.family.load_denoiser(torch.float32 if job.network is None else None)
@@ -152,13 +154,6 @@ class SOARTrainer(Trainer):
                 "train.ema_config needs whole weights in each process, which FSDP and DeepSpeed "
                 "do not keep: leave it out."
             )
-
-    def _encode_samples(self) -> dict[str, Text] | None:
-        """What samples need of the text encoders, which are gone by then."""
-        settings = self.job.sample
-        if self.job.train.disable_sampling or not settings.prompts:
-            return None
-        return sampling.encode(self.family, settings.prompts, settings.neg)
 
     def _make_trainable(self) -> None:
         """Freezes everything but the LoRA, or but the transformer; trained weights are float32
@@ -201,7 +196,7 @@ class SOARTrainer(Trainer):
         empty = self.training_set.features([""], device)
         x0 = torch.stack([draw.item.latent for draw in draws]).to(device)
         shift = self.family.schedule_shift(x0.shape)
-        sigma = draw_sigma(train.timestep_type, shift, generators).to(device)
+        sigma = draw_sigma(train.timestep_type, train.content_or_style, shift, generators)
         noise = torch.stack([torch.randn(x0.shape[1:], generator=each) for each in generators])
         self.family.denoiser = model
         with self._synchronised_once(model, config.num_passes) as begin_pass:
@@ -212,9 +207,10 @@ class SOARTrainer(Trainer):
                 return self.family.predict(z, sigma, texts * (len(z) // len(texts)))
 
             result = self.objective(
-                predict, x0, noise.to(device), sigma, config,
+                predict, x0, noise.to(device), sigma.to(device), config,
                 predict_uncond=lambda z, sigma: predict(z, sigma, empty),
                 loss_fn=LOSSES[train.loss_type],
+                weighting=loss_weighting(train.timestep_type),
                 generator=generators,
                 shift=shift,
                 backward=lambda loss: self._backward(loss if share == 1 else loss * share),
@@ -279,8 +275,8 @@ class SOARTrainer(Trainer):
         self.grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not math.isfinite(self.grad_norm) and self.accelerator.scaler is None:
             raise ConfigError(
-                f"the gradient is not finite at step {self.state.global_step}: lower train.lr"
-                + (", or use train.dtype float32." if self.half else ".")
+                f"the gradient is not finite at step {self.state.global_step}: lower train.lr "
+                f"({self.job.train.lr:g})" + (", or use dtype float32." if self.half else ".")
             )
         return norm
 

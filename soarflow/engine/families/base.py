@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...config import ConfigError
+from ..threads import fit_threads
 from .quantization import Quantization
 
 Text = dict[str, Tensor]
@@ -124,6 +125,7 @@ class Pretrained:
             **self.quantization.of_encoders(self.encoders, self.dtype),
         ).to(self.device)
         self.size_multiple = 2 * self.pipeline.vae_scale_factor
+        fit_threads([self.pipeline.vae, *self.text_encoders()], self.device)
 
     def text_encoders(self) -> list[torch.nn.Module]:
         return [getattr(self.pipeline, name) for name in self.encoders]
@@ -160,6 +162,7 @@ class Pretrained:
         )
         self.pipeline.register_modules(transformer=transformer.to(self.device))
         self.denoiser = transformer
+        fit_threads([transformer], self.device)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:

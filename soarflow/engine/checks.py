@@ -1,0 +1,156 @@
+"""What of a job only the disk and the machine know: said before anything is loaded or written."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ConfigError
+
+
+def faults(job: Any) -> list[str]:
+    """A sentence for each thing that is not there or cannot be used, all at once."""
+    return [
+        *_data(job), *_model(job), *_network(job), *_output(job), *_optimizer(job.train),
+        *_samples(job),
+    ]  # fmt: skip
+
+
+def best_device() -> str:
+    """The graphics card where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_fault(device: str) -> str:
+    """Why this machine cannot train there; empty where it can."""
+    kind, _, number = device.partition(":")
+    cards = torch.cuda.device_count()
+    if kind == "cuda" and cards == 0:
+        return f"device must be cpu: this machine has no CUDA, got {device!r}."
+    if kind == "cuda" and int(number or 0) >= cards:
+        return f"device must be a card of this machine, which has {cards}, got {device!r}."
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return f"device must be {best_device()}: this machine has no MPS, got {device!r}."
+    return ""
+
+
+def claim_device(device: str) -> None:
+    """Makes `cuda:1` the card that `cuda` means. Raises ConfigError where there is none."""
+    if device_fault(device):
+        raise ConfigError(device_fault(device))
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this can be owner/model on Hugging Face."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def _data(job: Any) -> Iterator[str]:
+    for index, dataset in enumerate(job.datasets):
+        folder = Path(dataset.folder_path)
+        if folder.is_absolute() and not folder.is_dir():
+            yield (
+                f"datasets[{index}].folder_path must be a folder that exists, got "
+                f"{dataset.folder_path}."
+            )
+
+
+def _model(job: Any) -> Iterator[str]:
+    name = job.model.name_or_path
+    if not Path(name).exists():
+        if not is_hub_name(name):
+            yield f"model.name_or_path must be a folder that exists or owner/model, got {name}."
+        return
+    index = _json(Path(name) / "model_index.json")
+    if index is None:
+        yield (
+            f"model.name_or_path must be a diffusers pipeline's folder, got {name}: no "
+            "model_index.json that can be read."
+        )
+        return
+    for part, described in index.items():
+        if isinstance(described, list) and described[0] and not (Path(name) / part).is_dir():
+            yield f"model.name_or_path is not whole: {name} has no folder {part}."
+    for file in sorted(Path(name).glob("*/*.safetensors")):
+        reason = safetensors_fault(file)
+        if reason:
+            yield f"model.name_or_path is not whole: {file} {reason}."
+
+
+def _network(job: Any) -> Iterator[str]:
+    if job.network is None:
+        if job.model.quantize:
+            yield (
+                "model.quantize must be false without network: a full fine-tune trains the very "
+                "weights. Leave it out, or add network."
+            )
+        return
+    path = job.network.pretrained_lora_path
+    if path and not Path(path).is_file():
+        yield f"network.pretrained_lora_path must be a file that exists, got {path}."
+
+
+def safetensors_fault(file: Path) -> str:
+    """Why a file of weights cannot be read; empty where it can. Its head tells: nothing is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt"):
+            return ""
+    except (OSError, SafetensorError) as error:
+        return f"cannot be read as safetensors ({' '.join(str(error).split())})"
+
+
+def _output(job: Any) -> Iterator[str]:
+    folder = job.save_root
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not existing.is_dir():
+        yield f"training_folder/name must be a folder, got {folder}: {existing} is a file."
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield f"training_folder must be a folder that can be written, got {existing}."
+
+
+def _optimizer(train: Any) -> Iterator[str]:
+    if train.optimizer != "adamw":
+        return
+    try:
+        torch.optim.AdamW([torch.zeros(1)], lr=train.lr, **train.optimizer_params)
+    except (TypeError, ValueError) as error:
+        yield f"train.optimizer_params cannot be used: {error}."
+
+
+def _samples(job: Any) -> Iterator[str]:
+    multiple = _size_multiple(Path(job.model.name_or_path))
+    own = bool(job.sample.samples)
+    if job.train.disable_sampling:
+        return
+    for index, picture in enumerate(job.sample.pictures()):
+        for key in ("width", "height"):
+            size = getattr(picture, key)
+            if size % multiple:
+                where = f"samples[{index}].{key}" if own else key
+                yield f"sample.{where} must be a multiple of {multiple}, got {size}."
+        if not own:
+            return  # all of one size
+
+
+def _size_multiple(model: Path) -> int:
+    """What sides must be divisible by: the VAE halves them once less often than it has blocks, the
+    transformer once more. 16 for every family as it is published."""
+    config = _json(model / "vae" / "config.json") or {}
+    blocks = config.get("block_out_channels") or config.get("dim_mult") or [0] * 4
+    return 2 ** len(blocks)
+
+
+def _json(file: Path) -> dict | None:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,23 @@
+"""How many threads a model is computed with on a CPU."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+
+SMALL = 10_000_000
+"""Parameters; the bundled model has 2 million. An operation of so small a model is so short that a
+second thread saves little on free cores, and where its core is taken the first one waits for it at
+every operation (benchmarks/results/busy.json)."""
+
+
+MOST = torch.get_num_threads()
+
+
+def fit_threads(models: Iterable[torch.nn.Module], device: torch.device | str) -> None:
+    """One thread for small models on a CPU, for others all; OMP_NUM_THREADS, where it is set, goes
+    first."""
+    if torch.device(device).type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return
+    number = sum(each.numel() for model in models for each in model.parameters())
+    torch.set_num_threads(1 if number < SMALL else MOST)
