@@ -49,8 +49,11 @@ class Encoders:
         part = torch.nn.Linear(1, 1)
         torch.nn.init.constant_(part.weight, weight)
         torch.nn.init.zeros_(part.bias)
-        self.pipeline = SimpleNamespace(components={"vae": part, "text_encoder": part})
+        self.pipeline, self.part = SimpleNamespace(vae=part), part
         self.pictures, self.texts, self.stop_after = 0, [], stop_after
+
+    def text_encoders(self):
+        return [self.part]
 
     def encode_images(self, pixels):
         if self.pictures == self.stop_after:
@@ -69,6 +72,7 @@ class Encoders:
 @pytest.fixture
 def load(tmp_path, write_job):
     """Loads the training set of data sets; returns it with its encoders and what was said."""
+    writing = threading.Lock()
 
     def load(*datasets, encoders=None, trigger_word=None, **train):
         process = {
@@ -80,7 +84,9 @@ def load(tmp_path, write_job):
         }
         document = {"job": "extension", "config": {"name": "run", "process": [process]}}
         said, encoders = [], encoders or Encoders()
-        training_set = load_training_set(read_job(write_job(document)), encoders, said.append)
+        with writing:
+            job = read_job(write_job(document))
+        training_set = load_training_set(job, encoders, said.append)
         return training_set, encoders, said
 
     return load

@@ -17,6 +17,7 @@ import yaml
 from ai_toolkit.tiny import write
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.quantizers.bitsandbytes import bnb_quantizer
 from safetensors.torch import load_file
 from torch.nn import Linear
 from torch.testing import assert_close
@@ -400,6 +401,21 @@ def test_a_lora_beside_weights_of_eight_bits(train, tiny, loads, arch, qtype):
     )
     before = draw(DiffusionPipeline.from_pretrained(tiny(arch)))
     assert (drawn_with(root, tiny(arch)) - before).abs().max() > 1e-3
+
+
+def test_a_lora_beside_weights_of_four_bits(train, loads, monkeypatch):
+    """On a CPU, which bitsandbytes computes on and diffusers does not ask it to."""
+    pytest.importorskip("bitsandbytes")
+    quantizer = bnb_quantizer.BnB4BitDiffusersQuantizer
+    monkeypatch.setattr(quantizer, "validate_environment", lambda self, *_, **__: None)
+    monkeypatch.setattr(quantizer, "update_device_map", lambda self, device_map: {"": "cpu"})
+    model = {"quantize": True, "qtype": "nf4", "quantize_te": False}
+    root = train("sd3", model=model, train={"dtype": "bf16"})
+    kinds = {type(each).__name__ for each in loads[0][0].pipeline.transformer.parameters()}
+    assert "Params4bit" in kinds
+    assert (
+        max(weight.abs().max() for key, weight in weights_of(root).items() if "lora_B" in key) > 0
+    )
 
 
 def test_quantize_needs_a_lora(train, capsys):

@@ -39,7 +39,7 @@ QTYPES: dict[str, tuple[str, Callable[[Any, torch.dtype], Any]]] = {
 keeps qfloat8 and qint8 by quanto, which diffusers gave up; torchao's have the same formats."""
 INSTALL = {
     "torchao": "pip install torchao==0.16.0 (PEFT 0.18 cannot use a newer one)",
-    "bitsandbytes": "pip install bitsandbytes (it needs a GPU)",
+    "bitsandbytes": "pip install bitsandbytes (nf4 needs a GPU)",
 }
 
 
