@@ -31,6 +31,8 @@ class Arm:
     label: str
     objective: str = "soar"
     soar: dict[str, Any] = field(default_factory=dict)
+    cost: float | None = None
+    """Compute of a step in steps of plain SFT, where the settings do not say it."""
 
     @property
     def config(self) -> SOARConfig:
@@ -65,11 +67,11 @@ class Arm:
 
     def compute(self, steps: int) -> int:
         """What training computes, in steps of plain SFT."""
-        return round(steps * self.config.cost())
+        return round(steps * (self.cost or self.config.cost()))
 
     def steps_for(self, compute: int) -> int:
         """The training steps that compute as much."""
-        return round(compute / self.config.cost())
+        return round(compute / (self.cost or self.config.cost()))
 
 
 @dataclass(frozen=True)

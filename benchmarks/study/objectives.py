@@ -1,6 +1,7 @@
 """Other objectives on off-trajectory states: a Step that carries another error or places its points
 elsewhere, trained by the same frame. `OBJECTIVES` names them for the study's arms."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from soarflow import OffPath, SOARConfig, SOARResult, Step, TrainingPoint, soar_backward
-from soarflow.objective import Predict, squared_error
-from soarflow.path import expand, interpolate, widen
+from soarflow.objective import Predict, base_point, squared_error
+from soarflow.path import Levels, effective_noise, expand, interpolate, next_level, velocity, widen
 from soarflow.rollout import draw
 
 
@@ -73,10 +74,96 @@ def bias_weighted(
     return soar_backward(watched, x0, noise, sigma, config, **options)
 
 
+class Down(Step):
+    """Points where the sampler goes next: on the line from z_off to x0, at U[sigma_min,
+    sigma_next]."""
+
+    def place(self, off: OffPath) -> TrainingPoint:
+        lowest = self.config.sigma_min
+        highest = off.sigma.clamp(min=lowest)
+        sigma = lowest + (highest - lowest) * draw(torch.rand, highest, self.generator)
+        if self.levels.snap is not None:
+            sigma = self.levels.snap(sigma)
+        noise = effective_noise(off.z, highest, self.x0)
+        return TrainingPoint(
+            interpolate(self.x0, noise, sigma), sigma, noise, self.config.base_weight
+        )
+
+
+KINKED = 0.9
+"""Share of the paths that have a kink, q."""
+
+
+def down_weight(s: Tensor, sigma_next: Tensor, config: SOARConfig) -> Tensor:
+    """Of a point at s against a base point's 1, for levels sigmoid(N(0, 1)) of density p:
+
+    (sigma_next / N) p(s) q / (1 - q r(s)), r(s) = P(sigma > s + 1/K), the share of the paths whose
+    kink lies above s. Then the field at s is the mean over straight and kinked paths, which
+    carries noise to data."""
+    s = s.clamp(1e-4, 1 - 1e-4)
+    logit = torch.logit(s)
+    density = torch.exp(-(logit**2) / 2) / math.sqrt(2 * math.pi) / (s * (1 - s))
+    above = (s + 1 / config.num_steps).clamp(1e-4, 1 - 1e-4)
+    kinked = KINKED * torch.special.ndtr(-torch.logit(above))
+    return sigma_next / config.num_aux_points * density * KINKED / (1 - kinked)
+
+
+def down(
+    predict: Predict, x0: Tensor, noise: Tensor, sigma: Tensor, config: SOARConfig, **options: Any
+) -> SOARResult:
+    """Straight to sigma, the model's own step, and straight to x0: every point of such a path is
+    trained on (docs/contraction.md, last part)."""
+    sigma_next = next_level(sigma, config.num_steps)
+
+    def weighting(level: Tensor) -> Tensor:
+        base = level is sigma
+        return torch.ones_like(level) if base else down_weight(level, sigma_next, config)
+
+    options |= {"weighting": weighting, "kind": Down}
+    return soar_backward(predict, x0, noise, sigma, config, **options)
+
+
+def one_term(
+    predict: Predict,
+    x0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    config: SOARConfig,
+    *,
+    predict_uncond: Predict | None = None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = squared_error,
+    generator: Any = None,
+    shift: float = 1.0,
+    backward: Callable[[Tensor], object] = torch.Tensor.backward,
+    **_: Any,
+) -> SOARResult:
+    """One term of the loss, drawn for each sample: the base point with probability
+    1 / (1 + lambda N), else one correction point. The expected gradient is that of all terms."""
+    step = Step(x0, base_point(x0, noise, sigma, config), config, Levels(shift=shift), generator)
+    base = step.base
+    with torch.no_grad():
+        v_cond = predict(base.z.to(x0.dtype), sigma)
+    off = step.roll_out(v_cond, predict_uncond)
+    point = step.place(off)
+    is_base = draw(torch.rand, sigma[:, None], generator)[:, 0] < config.base_weight
+    mask = expand(is_base.to(sigma.dtype), x0).bool()
+    z, target = torch.where(mask, base.z, point.z), torch.where(mask, base.noise, point.noise)
+    losses = loss_fn(
+        predict(z.to(x0.dtype), torch.where(is_base, sigma, point.sigma)), velocity(x0, target)
+    )
+    backward(losses.mean())
+    loss, zero = losses.detach().mean(), losses.new_zeros(())
+    step_size = (off.z - off.on_path).square().mean().sqrt()
+    size = (point.noise - widen(noise)).square().mean().sqrt()
+    return SOARResult(loss, loss, zero, step_size, size, point.sigma.mean())
+
+
 OBJECTIVES: dict[str, Callable[..., SOARResult]] = {
     "soar": soar_backward,
     "another_error": partial(soar_backward, kind=AnotherError),
     "random_sign": partial(soar_backward, kind=RandomSign),
     "scheduled_sampling": partial(soar_backward, kind=ScheduledSampling),
     "bias_weighted": bias_weighted,
+    "down": down,
+    "one_term": one_term,
 }
