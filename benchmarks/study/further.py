@@ -14,7 +14,7 @@ from .arms import LEVELS, SFT, SOAR, Arm, base_hash
 PICTURES, PICTURE_SEED = 2_000, 23
 SWEPT_RATES, SWEEP_STEPS = (3e-4, 1e-3, 3e-3), 300
 """Learning rates that plain training tries, and for how many steps."""
-RATE, START_STEPS = 1e-3, 2_500
+RATE, START_STEPS = 3e-4, 2_500
 """What the sweep chose, and how long the start trains."""
 FURTHER_RATES = (1e-4, 3e-4, 1e-3)
 FURTHER_RATE, COMPUTE = 3e-4, 480
