@@ -155,8 +155,8 @@ def run_cell(cell: Cell, file: Path) -> dict:
 
 def measure_model(name: str, folder: Path, until: float) -> None:
     """What is measured of a model without training it, where it is not there yet."""
-    measure, training, settings, compiled = MEASURED[name]
-    file, mark = folder / f"{name}.json", digest([training and training.hash, settings])
+    measure, training, _, compiled = MEASURED[name]
+    file, mark = folder / f"{name}.json", mark_of(name)
     folder.mkdir(parents=True, exist_ok=True)
     WORK.mkdir(exist_ok=True)
     if read(file, mark) is not None or time.time() > until:
@@ -182,6 +182,12 @@ MEASURED: dict[str, tuple[Callable[[Family], Any], Training | None, list, bool]]
 }
 """What is measured, of the end of which training (None: the bundled base), by what settings, and
 whether in the pipeline that draws."""
+
+
+def mark_of(name: str) -> str:
+    """The hash of all that defines one of MEASURED."""
+    _, training, settings, _ = MEASURED[name]
+    return digest([training.hash if training else base_hash(), settings])
 
 
 def read(file: Path, cell_hash: str) -> dict | None:

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib import pyplot
 
 from .arms import DEFAULTS, MAIN, SWEEP, SWEEP_DEFAULTS
+from .decision import START, STEPS, Decision
+from .further import FURTHER_ARMS
 from .results import VERDICTS, Key
 from .statistics import Estimate, Study
 
@@ -113,3 +115,57 @@ def line(axis: Any, numbers: list[float], changes: list[Estimate]) -> None:
     axis.set_xticks(numbers, [f"{number:g}" for number in numbers])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
+
+
+def write_deciding(decision: Decision, folder: Path) -> None:
+    """The plots of the study that decides."""
+    drawn = {"drift": (drift_by_step, decision.measured.get("drift_start")),
+             "frontier": (frontier, decision.primary)}  # fmt: skip
+    for name, (draw, is_there) in drawn.items():
+        if is_there:
+            figure = draw(decision)
+            figure.tight_layout()
+            figure.savefig(folder / f"{name}.png", dpi=110)
+            pyplot.close(figure)
+
+
+def drift_by_step(decision: Decision) -> Any:
+    rows = decision.measured["drift_start"]
+    steps = list(dict.fromkeys(row["steps"] for row in rows))
+    figure, axes = pyplot.subplots(1, len(steps), figsize=(11, 3.6), sharey=True)
+    for axis, number in zip(axes, steps, strict=True):
+        for row in rows:
+            if row["steps"] == number:
+                half = [
+                    np.subtract(row["drift"], row["low"]),
+                    np.subtract(row["high"], row["drift"]),
+                ]
+                axis.errorbar(row["sigma"], row["drift"], yerr=half, marker="o", markersize=3,
+                              capsize=2, label=f"{row['guidance']:g}")  # fmt: skip
+        axis.axhline(1, color="grey", linewidth=0.8)
+        axis.set_yscale("log")
+        axis.set_title(f"{number} steps", fontsize=10)
+        axis.set_xlabel("sigma where the step starts")
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("error after the step / where it started")
+    axes[0].legend(title="guidance", fontsize=8)
+    return figure
+
+
+def frontier(decision: Decision) -> Any:
+    steps = [each for each in STEPS if decision.guidances(START, each)]
+    figure, axes = pyplot.subplots(1, len(steps), figsize=(4 * len(steps) + 1, 4), squeeze=False)
+    for axis, number in zip(axes[0], steps, strict=True):
+        for arm in (START, *FURTHER_ARMS):
+            samplings = decision.guidances(arm, number)
+            points = [[decision.whole(arm, each, name) for name in ("frechet", "score")]
+                      for each in samplings]  # fmt: skip
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=arm.label)
+        axis.set_title(f"{number} steps", fontsize=10)
+        axis.set_xlabel("Frechet distance")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("graded score")
+    axes[0][0].legend(fontsize=7)
+    return figure
