@@ -3,14 +3,17 @@ and the price of a gradient.
 
 `python benchmarks/deciding.py` runs what has not run, the most telling first, and writes each
 result to results/deciding; `--until 16:00` starts nothing after that time, `--seeds 5` runs more
-seeds of every arm, `--only rates arms` takes a part of it."""
+seeds of every arm, `--only rates arms` takes a part of it. `--pictures` draws
+results/arms.png; `quality.py --report` makes RESULTS.md."""
 
 import argparse
 import sys
 from datetime import datetime
 
 from record import RESULTS
+from study import gallery
 from study.continuing import measure_model, run
+from study.decision import Decision
 from study.further import (
     SEEDS,
     arm_cells,
@@ -37,12 +40,16 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--until", default="23:59", help="start nothing after this time of the day")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--pictures", action="store_true")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    if args.pictures:
+        gallery.write(Decision(FOLDER, args.seeds), RESULTS / "arms.png")
+        return
     hour, minute = map(int, args.until.split(":"))
     until = datetime.now().replace(hour=hour, minute=minute).timestamp()
     cells = {

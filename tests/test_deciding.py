@@ -140,8 +140,14 @@ def test_the_steps_that_are_measured_are_the_samplers():
 def test_drift_is_a_ratio_of_mean_errors(monkeypatch):
     monkeypatch.setattr(drift, "NUMBER", 2)
     before, after = np.array([1.0, 3.0]), np.array([2.0, 6.0])
-    row = drift.row(2.5, 4, [(1.0, 0.8, before, after), (0.8, 0.5, before, before / 2)])
-    assert row["drift"] == [2.0, 0.5] and row["mean"] == [1.0, 1.0, 1.0]
+    better, worse = before / 2, before * 2
+    row = drift.row(2.5, 4, [
+        (1.0, 0.8, before, better, after),
+        (0.8, 0.5, before, better, better),
+        (0.5, 0.1, before, worse, worse),  # worse on the path itself: no drift
+    ])  # fmt: skip
+    assert row["drift"] == [2.0, 0.5, 2.0] and row["mean"] == [1.0, 1.0, 1.0]
+    assert row["on_path"] == [0.5, 0.5, 2.0] and row["tells"] == [True, True, False]
 
 
 def test_the_variance_of_gradients_is_the_trace_of_their_covariance():

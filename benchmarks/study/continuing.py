@@ -37,6 +37,8 @@ from .results import StaleCellError
 WORK = HERE / "work"
 """Pictures and weights; what is there is not made again."""
 VARIED_CAPTIONS = 7
+FIRST_SEED = 42_000_126
+"""Of the first caption's starting noise."""
 
 
 class ArmTrainer(SOARTrainer):
@@ -121,7 +123,7 @@ def drawn(family: Family, sampling: Sampling, guidance: float) -> dict:
     """One sampling's pictures, judged."""
     captions = held_out(sampling.first + sampling.number)[sampling.first :]
     options = {"width": SIZE, "height": SIZE, "steps": sampling.steps, "guidance_scale": guidance}
-    seeds = [42_000_126 + sampling.first + index for index in range(len(captions))]
+    seeds = [FIRST_SEED + sampling.first + index for index in range(len(captions))]
     images = sample(family, [str(each) for each in captions], seeds, **options)
     few = [str(each) for each in captions[:VARIED_CAPTIONS] for _ in range(VARIED)]
     varied = sample(family, few, [43_000_000 + index for index in range(len(few))], **options)
