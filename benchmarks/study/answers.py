@@ -92,7 +92,7 @@ def _what(decision: Decision) -> list[str]:
 ARMS = """## 2. What does each form buy there?
 
 Every arm trained on from the start for the compute of {compute} plain steps. Graded score on held-out captions, each arm at
-its own best guidance, chosen on every other caption and scored on the rest; 525 captions in 4 steps, 210 in 8 and in
+its own best guidance, chosen on every other caption and scored on the rest; 420 captions in 4 steps, 140 in 8 and in
 30. Intervals are 95 %, over seeds and captions. Primary comparison: {primary}"""  # noqa: E501
 FAMILY = """The primary comparison apart, these are {number} comparisons; {called} survive Holm's correction at 5 %. None is not a
 proof that there is no difference: the interval says what is left."""  # noqa: E501

@@ -36,7 +36,7 @@ from .results import StaleCellError
 
 WORK = HERE / "work"
 """Pictures and weights; what is there is not made again."""
-VARIED_CAPTIONS = 7
+VARIED_CAPTIONS = 4
 FIRST_SEED = 42_000_126
 """Of the first caption's starting noise."""
 

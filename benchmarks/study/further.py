@@ -102,9 +102,9 @@ class Cell:
 RATED = (Sampling((2.5,), 4, 350, 2_100), Sampling((2.5,), 8, 175, 2_100))
 """The captions that learning rates are chosen on; no arm is compared on them."""
 FEW, EIGHT, THIRTY = (
-    Sampling((1.5, 2.5, 4.5), 4, 525),
-    Sampling((2.5, 4.5), 8, 210),
-    Sampling((2.5, 4.5), 30, 210),
+    Sampling((1.5, 2.5, 4.5), 4, 420),
+    Sampling((2.5, 4.5), 8, 140),
+    Sampling((2.5,), 30, 140),
 )
 
 MATCHED = {"num_steps": 4, "cfg_scale": 2.5}

@@ -136,12 +136,13 @@ def drift_by_step(decision: Decision) -> Any:
     for axis, number in zip(axes, steps, strict=True):
         for row in rows:
             if row["steps"] == number:
-                half = [
-                    np.subtract(row["drift"], row["low"]),
-                    np.subtract(row["high"], row["drift"]),
-                ]
-                axis.errorbar(row["sigma"], row["drift"], yerr=half, marker="o", markersize=3,
-                              capsize=2, label=f"{row['guidance']:g}")  # fmt: skip
+                names = ("sigma", "drift", "low", "high")
+                at, drift, low, high = (np.array(row[name])[row["tells"]] for name in names)
+                half = [drift - low, high - drift]
+                label = f"{row['guidance']:g}"
+                axis.errorbar(
+                    at, drift, yerr=half, marker="o", markersize=3, capsize=2, label=label
+                )
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set_yscale("log")
         axis.set_title(f"{number} steps", fontsize=10)
