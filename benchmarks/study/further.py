@@ -17,7 +17,7 @@ SWEPT_RATES, SWEEP_STEPS = (3e-4, 1e-3, 3e-3), 300
 RATE, START_STEPS = 3e-4, 2_500
 """What the sweep chose, and how long the start trains."""
 FURTHER_RATES = (1e-4, 3e-4, 1e-3)
-FURTHER_RATE, COMPUTE = 3e-4, 480
+FURTHER_RATE, COMPUTE = 1e-4, 480
 """Rate of every arm, swept for plain training, and compute in steps of plain training."""
 SEEDS = 3
 
@@ -147,9 +147,9 @@ def further_rate_cells() -> Iterator[Cell]:
 def arm_cells(seeds: int = SEEDS) -> Iterator[Cell]:
     """Base, start and arms, the most telling first; the study can be stopped at any time."""
     yield Cell("few_start", START, (FEW, EIGHT))
-    yield Cell("few_base", None, (FEW, EIGHT))
     for seed in range(seeds):
         yield from (cell(arm, seed) for arm in MAIN_ARMS)
+    yield Cell("few_base", None, (FEW, EIGHT))
 
 
 def price_cells(seeds: int = SEEDS) -> Iterator[Cell]:
