@@ -13,18 +13,24 @@ from .rollout import guide, ode_step
 
 @dataclass(frozen=True)
 class ExposureBias:
-    """Mean squared errors of the clean estimate by level, all (L,): from on-trajectory states, and
-    from the model's own."""
+    """Mean squared errors of the clean estimate by level, all (L,): from on-trajectory states, from
+    the model's own, and, where its own steps started, from the trajectory."""
 
     sigma: Tensor
     on_path: Tensor
     own: Tensor
+    start: Tensor
 
     @property
     def ratio(self) -> Tensor:
         """own / on_path; above 1 even for an exact model, whose own states know no more of x0 than
         where they started."""
         return self.own / self.on_path
+
+    @property
+    def drift(self) -> Tensor:
+        """own / start: above 1, the model's own steps lost something of what it knew of x0."""
+        return self.own / self.start
 
 
 @torch.no_grad()
@@ -51,8 +57,10 @@ def exposure_bias(
             (len(x0),), min(level + length / num_steps, 1.0), dtype=torch.float32, device=x0.device
         )
         state = interpolate(x0, noise, sigma)
+        errors: list[Tensor] = []
         for _ in range(length):
             v = predict(state.to(x0.dtype), sigma)
+            errors = errors or [_error(state, sigma, v, x0)]
             if cfg_scale != 1:
                 if predict_uncond is None:
                     raise ValueError(
@@ -62,9 +70,14 @@ def exposure_bias(
                 v = guide(v, predict_uncond(state.to(x0.dtype), sigma), cfg_scale)
             lower = next_level(sigma, num_steps)
             state, sigma = ode_step(state, sigma, lower, v), lower
-        errors = []
-        for z in (interpolate(x0, noise, sigma), state):
-            estimate = clean_estimate(z, sigma, predict(z.to(x0.dtype), sigma))
-            errors.append((estimate - x0).square().mean())
-        rows.append(torch.stack([sigma[0].to(errors[0]), *errors]))
+        (start,) = errors
+        on_path, own = (
+            _error(z, sigma, predict(z.to(x0.dtype), sigma), x0)
+            for z in (interpolate(x0, noise, sigma), state)
+        )
+        rows.append(torch.stack([sigma[0].to(own), on_path, own, start]))
     return ExposureBias(*torch.stack(rows).unbind(1))
+
+
+def _error(z: Tensor, sigma: Tensor, v: Tensor, x0: Tensor) -> Tensor:
+    return (clean_estimate(z, sigma, v) - x0).square().mean()

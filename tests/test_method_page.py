@@ -54,6 +54,6 @@ def test_an_exact_models_ratio_and_drift_are_what_the_page_says():
     def exact(z, sigma):
         return velocity_of(z, sigma.double(), share=0.5)
 
-    bias = exposure_bias(exact, x0, noise, levels=(0.5, 0.4), num_steps=30, length=3)
-    drift = bias.own[1] / bias.on_path[0]
-    assert f"give a ratio of {bias.ratio[1]:.1f} and a drift of {drift:.1f} (worked" in WORDS
+    bias = exposure_bias(exact, x0, noise, levels=(0.4,), num_steps=30, length=3)
+    words = f"give a ratio of {bias.ratio[0]:.1f} and a drift of {bias.drift[0]:.1f} (worked"
+    assert words in WORDS

@@ -28,6 +28,9 @@ def test_an_error_of_the_velocity_is_carried_to_the_own_state():
     assert_close(bias.on_path, (bias.sigma * 0.5) ** 2)
     assert_close(bias.own, ((bias.sigma + 0.1) * 0.5) ** 2, rtol=1e-5, atol=0)
     assert (bias.ratio > 1).all()
+    # which is the error where those steps started: they lost nothing
+    assert_close(bias.start, bias.own, rtol=1e-5, atol=0)
+    assert_close(bias.drift, torch.ones_like(bias.drift))
 
 
 def test_guidance_leads_the_own_states_elsewhere():
