@@ -17,6 +17,7 @@ from study.decision import Decision
 from study.further import (
     SEEDS,
     arm_cells,
+    faster_cells,
     further_rate_cells,
     price_cells,
     rate_cells,
@@ -29,7 +30,7 @@ FOLDER = RESULTS / "deciding"
 
 KINDS = (
     "rates", "drift_base", "drift_start", "price_start", "hybrid_start", "further_rates", "arms",
-    "thirty", "price_arms",
+    "faster", "thirty", "price_arms",
 )  # fmt: skip
 """In the order in which they run."""
 
@@ -54,7 +55,8 @@ def main() -> None:
     until = datetime.now().replace(hour=hour, minute=minute).timestamp()
     cells = {
         "rates": rate_cells(), "further_rates": further_rate_cells(), "arms": arm_cells(args.seeds),
-        "thirty": thirty_cells(args.seeds), "price_arms": price_cells(args.seeds),
+        "faster": faster_cells(args.seeds), "thirty": thirty_cells(args.seeds),
+        "price_arms": price_cells(args.seeds),
     }  # fmt: skip
     for kind in args.only:
         if kind in cells:

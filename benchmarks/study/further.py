@@ -120,14 +120,17 @@ ANOTHER = replace(
 )
 MAIN_ARMS = (SFT, LEVELS, SOAR, SOAR_MATCHED, DOWN)
 PRICE_ARMS = (LIGHT, ONE_TERM)
-FURTHER_ARMS = (*MAIN_ARMS, *PRICE_ARMS, ANOTHER)
+FASTER_RATE = 3e-4
+FASTER = replace(SOAR, name="SOAR faster", label="SOAR at three times the rate")
+FURTHER_ARMS = (*MAIN_ARMS, FASTER, *PRICE_ARMS, ANOTHER)
 """In the report's order."""
 
 START = Training(SFT, START_STEPS, RATE)
 
 
-def further(arm: Arm, seed: int = 0, rate: float = FURTHER_RATE) -> Training:
+def further(arm: Arm, seed: int = 0) -> Training:
     """An arm from the start, for the same compute as every other one."""
+    rate = FASTER_RATE if arm == FASTER else FURTHER_RATE
     return Training(arm, arm.steps_for(COMPUTE), rate, seed, START)
 
 
@@ -140,7 +143,7 @@ def rate_cells() -> Iterator[Cell]:
 def further_rate_cells() -> Iterator[Cell]:
     yield Cell("rated_start", START, RATED)
     for rate in FURTHER_RATES:
-        training = replace(further(SFT, 9, rate), steps=COMPUTE)
+        training = replace(further(SFT, 9), rate=rate)
         yield Cell(f"further_rate_{rate:g}", training, RATED)
 
 
@@ -150,6 +153,11 @@ def arm_cells(seeds: int = SEEDS) -> Iterator[Cell]:
     for seed in range(seeds):
         yield from (cell(arm, seed) for arm in MAIN_ARMS)
     yield Cell("few_base", None, (FEW, EIGHT))
+
+
+def faster_cells(seeds: int = SEEDS) -> Iterator[Cell]:
+    """Whether a rate swept for plain training is too low for an arm of fewer steps."""
+    yield from (cell(FASTER, seed) for seed in range(seeds))
 
 
 def price_cells(seeds: int = SEEDS) -> Iterator[Cell]:
@@ -177,5 +185,5 @@ def planned(seeds: int = SEEDS) -> list[Cell]:
     """Every cell of the study, in its order."""
     return [
         *rate_cells(), *further_rate_cells(), *arm_cells(seeds),
-        *thirty_cells(seeds), *price_cells(seeds),
+        *faster_cells(seeds), *thirty_cells(seeds), *price_cells(seeds),
     ]  # fmt: skip
