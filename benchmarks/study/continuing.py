@@ -29,7 +29,16 @@ from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render, write_folder
 from . import drift, price
 from .arms import base_hash
 from .further import PICTURE_SEED, PICTURES, START, Cell, Sampling, Training, digest
-from .measure import REFERENCE_SEED, VARIED, features, frechet, judge, sampling_family, sharpness
+from .measure import (
+    FIRST_SEED,
+    REFERENCE_SEED,
+    VARIED,
+    features,
+    frechet,
+    judge,
+    sampling_family,
+    sharpness,
+)
 from .measure import variety as variety_of
 from .objectives import OBJECTIVES
 from .results import StaleCellError
@@ -37,8 +46,6 @@ from .results import StaleCellError
 WORK = HERE / "work"
 """Pictures and weights; what is there is not made again."""
 VARIED_CAPTIONS = 4
-FIRST_SEED = 42_000_126
-"""Of the first caption's starting noise."""
 
 
 class ArmTrainer(SOARTrainer):

@@ -93,6 +93,19 @@ class Decision:
             for key in self.guidances(arm, steps)
         })  # fmt: skip
 
+    def at_same_guidance(self, arm: Arm, sampling: str) -> Estimate | None:
+        """arm - SFT, both drawn alike; shown, not judged."""
+        steps = int(sampling.split("/")[1])
+        one, two = self.records(arm, steps), self.records(SFT, steps)
+        seeds = [each for each in self.seeds(arm, steps) if each in two]
+        if arm in (START, BASE, SFT) or not seeds:
+            return None
+        scores = (
+            np.array([each[seed]["samplings"][sampling]["score"] for seed in seeds])
+            for each in (one, two)
+        )
+        return Estimate.of(np.subtract(*scores))
+
     def difference(self, arm: Arm, other: Arm, steps: int) -> Estimate | None:
         """arm - other, paired by seed and caption, both at their own best guidance; Holm's p-value
         where it belongs to the family."""

@@ -13,7 +13,7 @@ from soarflow.engine.families import Family, Features
 from soarflow.path import clean_estimate, interpolate
 from soarflow.rollout import guide, ode_step
 
-from .measure import REFERENCE_SEED, encode_held_out, judge
+from .measure import FIRST_SEED, REFERENCE_SEED, encode_held_out, judge
 
 GUIDANCES, STEPS = (1.0, 2.5, 4.5, 7.5, 12.0), (4, 8, 30)
 NUMBER, BATCH = 140, 70
@@ -130,7 +130,7 @@ def hybrid(family: Family) -> dict[str, dict]:
     captions = held_out(DRAWN)
     texts = family.encode_text([str(caption) for caption in captions])
     empty = family.encode_text([""]) * DRAWN
-    generators = (torch.Generator().manual_seed(42_000_126 + index) for index in range(DRAWN))
+    generators = (torch.Generator().manual_seed(FIRST_SEED + index) for index in range(DRAWN))
     noise = torch.stack([torch.randn(4, 16, 16, generator=each) for each in generators])
     shift = family.schedule_shift()
     fine, coarse = schedule(FINE_STEPS, shift), schedule(COARSE_STEPS, shift)

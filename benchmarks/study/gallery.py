@@ -8,10 +8,11 @@ from soarflow.engine.sampling import sample
 from soarflow.tinyscenes.evaluator import evaluate_image
 from soarflow.tinyscenes.scenes import SIZE
 
-from .continuing import FIRST_SEED, sampler
+from .continuing import sampler
 from .decision import START, Decision
 from .further import MAIN_ARMS, further
 from .further import START as START_TRAINING
+from .measure import FIRST_SEED
 
 NUMBER, STEPS = 8, 4
 SHORT = {"start": "start", "SFT": "SFT", "SFT N levels": "N levels", "SOAR": "SOAR",

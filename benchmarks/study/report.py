@@ -1,5 +1,5 @@
-"""benchmarks/RESULTS.md from the study's cells: a plain summary and tables, every number read from
-the JSON."""
+"""benchmarks/RESULTS.md from the cells: the study that decides (answers.py), then the first study
+as a plain summary and tables, every number read from the JSON."""
 
 import itertools
 import math
@@ -9,15 +9,16 @@ import numpy as np
 
 from soarflow.tinyscenes.captions import CATEGORIES
 
-from . import plots
+from . import answers, plots
 from .arms import BASE, BIAS_WEIGHTED, COMPARED, LEVELS, MAIN, PULL, SWEEP, SWEEP_DEFAULTS, Group
 from .comparisons import Comparison, against_each, soar_arms
+from .decision import Decision
 from .results import OWN, VERDICTS, WHOLE, Key, values
 from .statistics import Study
 from .summary import NOT_REFLEXFLOW, summary
 from .tables import named, table
 
-HEADING = """# What SOAR buys on the bundled model
+HEADING = """# The first study: from the bundled base, at fixed guidances
 
 Made by `python benchmarks/quality.py --report` from {cells} cells,
 {captions} held-out captions each, {hours:.1f} hours of one process; commits {commits};
@@ -42,9 +43,15 @@ def write(folder: Path, file: Path) -> None:
     """Writes the report and its plots beside it. Raises ValueError where there is no cell yet."""
     if not list(folder.glob("*.json")):
         raise ValueError(f"{folder} has no results yet: run benchmarks/quality.py first")
-    study = Study(folder)
-    file.write_text(text(study), encoding="utf-8")
+    study, decision = Study(folder), Decision(folder.parent / "deciding")
+    file.write_text(page(study, decision), encoding="utf-8")
     plots.write(study, file.parent / "results")
+    plots.write_deciding(decision, file.parent / "results")
+
+
+def page(study: Study, decision: Decision) -> str:
+    """Both studies."""
+    return f"{answers.text(decision)}\n\n{text(study)}"
 
 
 def text(study: Study) -> str:
