@@ -92,8 +92,8 @@ def _what(decision: Decision) -> list[str]:
 ARMS = """## 2. What does each form buy there?
 
 Every arm trained on from the start for the compute of {compute} plain steps. Graded score on held-out captions, each arm at
-its own best guidance, chosen on every other caption and scored on the rest; 420 captions in 4 steps, 140 in 8 and in
-30. Intervals are 95 %, over seeds and captions. Primary comparison: {primary}"""  # noqa: E501
+its own best guidance, chosen on every other caption and scored on the rest; 420 captions in 4 steps, 140 in 8 and,
+at guidance 2.5 alone, in 30. Intervals are 95 %, over seeds and captions. Primary comparison: {primary}"""  # noqa: E501
 FAMILY = """The primary comparison apart, these are {number} comparisons; {called} survive Holm's correction at 5 %. None is not a
 proof that there is no difference: the interval says what is left."""  # noqa: E501
 FRONTIER = """### The frontier
@@ -101,7 +101,7 @@ FRONTIER = """### The frontier
 Every guidance that was drawn at; means over the seeds. A gain is a frontier moved, not a point on another's frontier. In 8
 steps guidance 2.5 and 4.5 nearly tie, so there the choice above is a matter of chance, and an arm that chose differently
 in the two halves scores below both: read this table. Its differences to SFT are at the same guidance, each interval
-alone, shown and not judged."""  # noqa: E501
+alone, shown and not judged. Frechet distances grow as pictures get fewer: compare them within one number of steps."""  # noqa: E501
 PICTURES = """The arms at their own best guidance, 4 steps, seed 0, the same noise:
 
 ![Every arm at its own best guidance](results/arms.png)"""
@@ -120,8 +120,8 @@ def _primary_in_words(primary: Estimate) -> str:
         else f"A gain of the paper's size ({PAPERS_GAIN}) is not excluded."
     )
     return (
-        f"SOAR as sampled less plain training, in 4 steps: **{primary.signed}, {said}** (margin\n"
-        f"{MARGIN}; upper bound {high:+.3f}). {excluded}"
+        f"SOAR\nas sampled less plain training, in 4 steps: **{primary.signed}, {said}** "
+        f"(margin {MARGIN}; upper bound {high:+.3f}).\n{excluded}"
     )
 
 

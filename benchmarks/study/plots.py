@@ -145,6 +145,8 @@ def drift_by_step(decision: Decision) -> Any:
                 )
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set_yscale("log")
+        axis.set_yticks((1, 2, 4), ("1", "2", "4"))
+        axis.minorticks_off()
         axis.set_title(f"{number} steps", fontsize=10)
         axis.set_xlabel("sigma where the step starts")
         axis.invert_xaxis()
