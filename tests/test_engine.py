@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -642,3 +643,52 @@ def test_fsdp_scatters_gradients_once_a_step_and_gathers_weights_for_each_forwar
     scatter, gather = "c10d::_reduce_scatter_base_", "c10d::_allgather_base_"
     assert soar[scatter] == plain[scatter]
     assert soar[gather] > 3 * plain[gather]
+
+
+class Hub:
+    """As huggingface_hub.HfApi; keeps what it was given."""
+
+    error: Exception | None = None
+    sent: list = []  # noqa: RUF012
+
+    def create_repo(self, name, private, exist_ok):
+        if self.error:
+            raise self.error
+        self.sent.append((name, private))
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload_file(self, path_or_fileobj, path_in_repo, repo_id):
+        self.sent.append((path_or_fileobj, path_in_repo, repo_id))
+
+    def upload_folder(self, folder_path, path_in_repo, repo_id):
+        self.upload_file(folder_path, path_in_repo, repo_id)
+
+
+@pytest.mark.parametrize("network", [{}, None], ids=["LoRA", "full"])
+def test_the_finished_weights_go_to_the_hub(run, network, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "sent", [])
+    said = []
+    save = {"push_to_hub": True, "hf_private": True}
+    outcome, *_ = run(say=said.append, train={"steps": 1}, save=save, network=network)
+    assert Hub.sent == [("run", True), (outcome.weights, outcome.weights.name, "me/run")]
+    assert said[-1] == "uploaded to me/run"
+
+
+def test_weights_that_cannot_be_uploaded_are_kept_and_it_is_said(run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "error", OSError("no route to the hub"))
+    said = []
+    save = {"push_to_hub": True, "hf_repo_id": "me/mine"}
+    outcome, *_ = run(say=said.append, train={"steps": 1}, save=save)
+    assert outcome.weights.is_file()
+    assert said[-1] == "warning: not uploaded to me/mine: no route to the hub"
+
+
+def test_the_state_of_an_earlier_version_is_refused(run, tmp_path):
+    old = tmp_path / "output" / "run" / "resume.pt"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    with pytest.raises(ConfigError, match=r"resume.pt was written by an earlier soarflow"):
+        run()
+    assert list(old.parent.iterdir()) == [old]

@@ -63,6 +63,11 @@ def _data(job: Any) -> Iterator[str]:
 
 def _model(job: Any) -> Iterator[str]:
     name = job.model.name_or_path
+    if job.model.arch == "flux" and job.train.bypass_guidance_embedding:
+        yield (
+            "train.bypass_guidance_embedding must be false with arch flux: the engine trains "
+            "FLUX.1 with its guidance input at 1. Other ways are AI Toolkit's."
+        )
     if not Path(name).exists():
         if not is_hub_name(name):
             yield f"model.name_or_path must be a folder that exists or owner/model, got {name}."

@@ -153,6 +153,12 @@ class Save(Engine):
     """Weights and the state for a resume are written every so many steps."""
     max_step_saves_to_keep: Count = 4
     """Older weights than the last so many are removed."""
+    push_to_hub: Flag = False
+    """Upload the finished weights to the Hugging Face hub."""
+    hf_repo_id: Text | None = None
+    """The repository there, owner/name; left out, the job's name among your own."""
+    hf_private: Flag = False
+    """Whether the repository is made a private one."""
 
 
 @section
@@ -248,6 +254,8 @@ class Train(Engine):
     """The denoiser is what is trained."""
     train_text_encoder: Literal[False] = False
     """Text encoders stay as they are."""
+    bypass_guidance_embedding: Flag = False
+    """Train FLUX.1 without its guidance input: AI Toolkit's alone; other models have none."""
     ema_config: EMA | None = None
     """A running average of the weights."""
     disable_sampling: Flag = False
