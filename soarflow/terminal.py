@@ -1,5 +1,6 @@
 """What the command says on the terminal."""
 
+import logging
 import os
 import shlex
 import shutil
@@ -81,7 +82,10 @@ def plain_table(rows: list[list[str]]) -> str:
 
 
 def silence_loading_bars() -> None:
-    """The libraries' bars of a second's length."""
+    """The libraries' bars of a second's length, and what they say of kernels that a CPU lacks."""
+    for name in ("torchao", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
     import diffusers
     import transformers
 
