@@ -81,11 +81,14 @@ def plain_table(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def silence_loading_bars() -> None:
-    """The libraries' bars of a second's length, and what they say of kernels that a CPU lacks."""
+def silence_kernels() -> None:
+    """What libraries say of kernels that a machine lacks, before they are imported."""
     for name in ("torchao", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
+
+def silence_loading_bars() -> None:
+    """The libraries' bars of a second's length."""
     import diffusers
     import transformers
 

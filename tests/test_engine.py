@@ -211,8 +211,8 @@ def test_ctrl_c_is_acknowledged_within_a_kernel_and_a_second_one_stops_at_once()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     said = time.monotonic()
-    process.stderr.readline()
-    assert b"stopping after this step" in process.stderr.readline()
+    lines = iter(process.stderr.readline, b"")
+    assert any(b"stopping after this step" in line for line in lines)
     assert time.monotonic() - said < 1
     time.sleep(1.2)
     process.send_signal(signal.SIGINT)
@@ -344,8 +344,10 @@ def test_every_setting_changes_the_weights(run, sections):
     assert any(not torch.equal(plain[key], other[key]) for key in plain)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "adagrad", "rmsprop", "adamw_torch"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "adamw8bit", "adamw_torch"])
 def test_other_optimizers_train_and_resume_to_the_bit(run, interrupt_at, monkeypatch, optimizer):
+    if "8bit" in optimizer:
+        pytest.importorskip("bitsandbytes")
     sections = {"train": {"optimizer": optimizer}}
     _, plain, _ = run("plain")
     _, whole, rows = run("whole", **sections)
@@ -378,7 +380,8 @@ def test_the_names_are_transformers():
     ],
     ids=str,
 )
-def test_what_cannot_run_here_is_one_sentence(run, train, words):
+def test_what_cannot_run_here_is_one_sentence(run, train, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)  # as where it is not installed
     with pytest.raises(ConfigError, match=words):
         run(train=train)
 
@@ -610,7 +613,8 @@ def test_two_processes_are_one_with_the_batch_of_both(run, make, arguments, batc
         assert theirs == pytest.approx(mine, rel=1e-4)
 
 
-@pytest.mark.parametrize("arguments", [(), pytest.param(("fsdp",), marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("arguments", [(), ("fsdp",)])
 def test_several_processes_resume_to_the_bit(make, arguments):
     """Also where the last checkpoint is lost."""
     path = make(train={"batch_size": 1, "lr_scheduler": "cosine"}, save={"save_every": 3})
