@@ -68,6 +68,18 @@ def test_an_example_says_which_hosts_take_it(example, tmp_path, monkeypatch, cap
         assert code == 2 and "model." in printed.err
 
 
+def test_who_is_told_the_metrics_must_be_here(document, write_job, monkeypatch):
+    monkeypatch.setattr(
+        "transformers.integrations.get_available_reporting_integrations", lambda: ["trackio"]
+    )
+    process = document["config"]["process"][0]
+    process["train"]["report_to"] = ["tensorboard", "trackio"]
+    assert read_job(write_job(document)).told == ["trackio"]
+    process["logging"] = {"log_every": 1, "use_wandb": True, "project_name": "stars"}
+    with pytest.raises(ConfigError, match="got wandb: pip install wandb, or leave it out"):
+        read_job(write_job(document))
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [

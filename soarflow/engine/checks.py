@@ -16,7 +16,7 @@ def faults(job: Any) -> list[str]:
     """A sentence for each thing that is not there or cannot be used, all at once."""
     return [
         *_data(job), *_model(job), *_network(job), *_output(job), *_optimizer(job.train),
-        *_samples(job),
+        *_samples(job), *_told(job.told),
     ]  # fmt: skip
 
 
@@ -143,6 +143,20 @@ def _samples(job: Any) -> Iterator[str]:
                 yield f"sample.{where} must be a multiple of {multiple}, got {size}."
         if not own:
             return  # all of one size
+
+
+def _told(names: list[str]) -> Iterator[str]:
+    if not names:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    here = get_available_reporting_integrations()
+    for name in names:
+        if name not in here:
+            yield (
+                f"train.report_to and logging must name what is installed, got {name}: "
+                f"pip install {name}, or leave it out."
+            )
 
 
 def _size_multiple(model: Path) -> int:

@@ -373,6 +373,18 @@ class Sample(Engine):
 
 
 @section
+class Logging(Engine):
+    """Who else is told the metrics."""
+
+    use_wandb: Flag = False
+    """Send them to Weights & Biases, which is to be installed."""
+    project_name: Text | None = None
+    """The project there."""
+    run_name: Text | None = None
+    """The run's name there; left out, the job's."""
+
+
+@section
 class Process(Engine):
     """A training run."""
 
@@ -399,6 +411,8 @@ class Process(Engine):
     """The LoRA; left out, all weights are trained."""
     save: Save = field(default_factory=Save)
     """How weights are written."""
+    logging: Logging = field(default_factory=Logging)
+    """Who else is told the metrics."""
     datasets: Annotated[
         list[Dataset],
         Field(min_length=1),
@@ -460,6 +474,12 @@ class Job(Process):
         """The decay of the averaged weights; None where no average is kept."""
         ema = self.train.ema_config
         return ema.ema_decay if ema and ema.use_ema else None
+
+    @property
+    def told(self) -> list[str]:
+        """Who is told the metrics beside metrics.jsonl and TensorBoard, by transformers' names."""
+        named = [*self.train.report_to, *(["wandb"] if self.logging.use_wandb else [])]
+        return [name for name in dict.fromkeys(named) if name != "tensorboard"]
 
     def describe(self) -> str:
         """The resolved settings and the cost multiplier, one line each."""

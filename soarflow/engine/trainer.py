@@ -8,6 +8,7 @@ samples, what a checkpoint holds, and the callbacks.
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -72,8 +73,10 @@ def training_arguments(job: Job) -> TrainingArguments:
             torch_compile=job.model.compile,
             seed=train.seed,
             use_cpu=job.device == "cpu",
-            report_to=[name for name in train.report_to if name != "tensorboard"] or "none",
-            run_name=job.name,
+            report_to=job.told or "none",
+            project=job.logging.project_name or "soarflow",
+            run_name=job.logging.run_name or job.name,
+            trackio_space_id=None,  # on this machine, not in a Space of the hub
             logging_strategy="no",
             logging_nan_inf_filter=False,
             save_strategy="no",  # callbacks.Saving says when
@@ -118,6 +121,7 @@ class SOARTrainer(Trainer):
     def __init__(self, job: Job, say: Callable[[str], None] = print) -> None:
         args = training_arguments(job)
         self.job, self.root = job, job.save_root
+        os.environ.setdefault("WANDB_PROJECT", args.project)  # where the Trainer's callback looks
         self.half = HALVES.get(PRECISIONS.get(job.train.dtype, ""))
         self.family = load_family(
             job.model.arch, job.model.name_or_path, self.half or torch.float32, args.device,
