@@ -57,6 +57,17 @@ def run(make):
     return run
 
 
+PLAIN = {}
+
+
+@pytest.fixture
+def plain(run):
+    """What the job trains as it stands; trained once."""
+    if not PLAIN:
+        PLAIN.update(run("plain")[1])
+    return PLAIN
+
+
 def rows_of(root):
     """The metrics, but for the time that a step took."""
     rows = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
@@ -338,13 +349,18 @@ def test_checkpointing_changes_nothing(run):
     ],
     ids=str,
 )
-def test_every_setting_changes_the_weights(run, sections):
-    _, plain, _ = run("plain")
+def test_every_setting_changes_the_weights(run, plain, sections):
     _, other, _ = run("other", **sections)
     assert any(not torch.equal(plain[key], other[key]) for key in plain)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "adamw8bit", "adamw_torch"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *(pytest.param(each, marks=SLOW) for each in ("adafactor", "sgd", "adamw_torch")),
+        "adamw8bit",
+    ],
+)
 def test_other_optimizers_train_and_resume_to_the_bit(run, interrupt_at, monkeypatch, optimizer):
     if "8bit" in optimizer:
         pytest.importorskip("bitsandbytes")
