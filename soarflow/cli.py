@@ -1,4 +1,4 @@
-"""The command: soarflow train | check | sample | evaluate | demo | schema."""
+"""The command: soarflow train | check | sample | evaluate | demo | report | schema."""
 
 import argparse
 import json
@@ -86,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     option("--steps", type=int, default=150, help="training steps of each model")
     option("--number", type=int, default=210, help="captions to evaluate on")
 
+    option = add(_report, "one page of runs: losses, drift, samples, settings, versions, cost")
+    option("runs", nargs="+", type=Path, metavar="RUN", help="a training's output folder, "
+           "soarflow's or AI Toolkit's; several are compared")  # fmt: skip
+    option("--output", type=Path, help="the page's file (default: report.html, in the one run's "
+           "folder or here)")  # fmt: skip
+
     option = add(_schema, "print what editors need to check job files")
     option("--of", choices=("engine", "ai_toolkit", "page"), default="engine", help="what to print")
     return parser
@@ -139,7 +145,11 @@ def _next(job: "Job", weights: Path) -> str:
     if picture:
         words += ["--width", str(picture.width), "--height", str(picture.height)]
         words += ["--guidance", f"{picture.guidance_scale:g}", "--steps", str(picture.sample_steps)]
-    return f"the {what}: {path_from_here(weights)}\nto draw with it:\n  {' '.join(words)}"
+    return (
+        f"the {what}: {path_from_here(weights)}\nto draw with it:\n  {' '.join(words)}\n"
+        f"a page of this run (several are compared):\n  {command()} report "
+        f"{path_from_here(job.save_root)}"
+    )
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -246,6 +256,18 @@ def _demo(args: argparse.Namespace) -> int:
         if getattr(args, name) < low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
     demo(args.output, args.steps, args.number)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report.page import default_file, write_report
+
+    file = args.output or default_file(args.runs)
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--output must end in .html, got {file}.")
+    output_file(file, "--output")
+    write_report(args.runs, file)
+    print(path_from_here(file))
     return 0
 
 
