@@ -64,9 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     add(_train, "run an AI Toolkit job file on the built-in engine")(
         "job", type=Path, help="a YAML file"
     )
-    add(_check, "read a job file, say what it would do, run nothing")(
-        "job", type=Path, help="a YAML file"
-    )
+    option = add(_check, "say what a job would do, what is wrong with it and what it costs")
+    option("job", type=Path, help="a YAML file")
+    option("--measure", action="store_true", help="take a few real steps, to say how long it takes")
+    option("--seconds-per-step", type=float, help="to say how long it takes")
 
     option = add(_sample, "draw pictures for prompts")
     option("prompts", nargs="+", help="one or more prompts; several give a grid")
@@ -108,6 +109,7 @@ def _add_model_options(option: Callable[..., Any]) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from .checking.check import before_training
     from .engine.checks import claim_device
     from .engine.job import read_job
     from .engine.trainer import train
@@ -119,6 +121,9 @@ def _train(args: argparse.Namespace) -> int:
     claim_device(job.device)
     output_folder(job.save_root, "training_folder/name")
     print(job.describe(), flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        for line in before_training(args.job, job):
+            print(f"  warning: {line}", flush=True)
     outcome = train(job)
     if outcome.finished:
         print(f"finished at step {outcome.step}; metrics and state: {job.save_root}")
@@ -153,23 +158,10 @@ def _next(job: "Job", weights: Path) -> str:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .engine.checks import device_fault, is_hub_name
-    from .engine.job import read_job
-    from .engine.sources import open_source
+    from .checking.check import check
 
-    job = read_job(args.job)
-    print(job.describe())
-    for dataset in job.datasets:
-        print(f"  {open_source(dataset).found}")
-    model = job.model.name_or_path
-    if not Path(model).exists() and is_hub_name(model):
-        print(f"  {model} is no folder here: train fetches it from Hugging Face")
-    fault = device_fault(job.device)
-    if fault:
-        print(f"the job is good, but not for this machine: {fault} Nothing was run")
-    else:
-        print("the job is good: nothing was run")
-    return 0
+    silence_loading_bars()
+    return check(args.job, seconds=args.seconds_per_step, measured=args.measure)
 
 
 def _load(args: argparse.Namespace) -> "Family":
