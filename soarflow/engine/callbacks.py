@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from . import checkpoint, sampling
+from . import sampling
 
 METRICS_FILE = "metrics.jsonl"
 AVERAGE_FILE = "average.pt"
@@ -82,7 +82,6 @@ class Metrics(OfTrainer):
             return
         lines = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
         self.file.write_text("".join(lines[: state.global_step]))
-        checkpoint.write_run(self.job)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         row, (stop,) = self.trainer.take_metrics(self.trainer.interrupted())

@@ -80,6 +80,7 @@ def write_run(job: Job) -> None:
     card = torch.cuda.get_device_name() if job.device.startswith("cuda") else job.device
     versions["device"] = f"{card}, {platform.system()} on {platform.machine()}"
     record = {"settings": settings_of(job), "versions": versions}
+    job.save_root.mkdir(parents=True, exist_ok=True)
     (job.save_root / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
