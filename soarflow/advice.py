@@ -1,6 +1,7 @@
 """What the probe says to a person: the table, a plain sentence, what to do in which order, the JSON
 and the figure."""
 
+import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -72,6 +73,15 @@ def heading(probed: Probed) -> str:
     return (
         f"{probed.name}: {step_in_words(probed.setting)}; {probed.number} pictures ("
         f"{probed.pictures}){seen}"
+    )
+
+
+def cost(setting: Setting, number: int, every: int, forwards_per_step: float) -> str:
+    """One line: what probes add to a training, by forwards of a picture."""
+    added = setting.forwards * number / (every * forwards_per_step)
+    return (
+        f"probe every {every} steps: {setting.forwards * number} forwards of a picture, "
+        f"{100 * added:.1f} % of the training's"
     )
 
 
@@ -187,3 +197,14 @@ def figure(all_probed: Sequence[Probed], file: Path) -> bool:
         drawing.savefig(file)
         return True
     return False
+
+
+def cut_off(file: Path, step: int) -> None:
+    """Of a file with JSON lines for steps: drops those from a step on, and one that was broken
+    off."""
+    kept = []
+    for line in file.read_text().splitlines(keepends=True) if file.exists() else []:
+        with suppress(ValueError):
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+    file.write_text("".join(kept))

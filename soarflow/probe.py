@@ -13,18 +13,21 @@ more of x0 than the model's own, which knows what it knew at sigma.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from .config import SOARConfig
 from .objective import Predict
 from .path import Levels, clean_estimate, expand, interpolate, next_level, velocity, widen
 from .rollout import guide, ode_step
 
 LEVELS = (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
 FEW_LEVELS = (0.9, 0.6, 0.3)
+IN_TRAINING = 16
+"""Pictures of a probe while training."""
 FINE_STEPS = 100
 RESAMPLINGS = 2000
 CLEAN = 1e-6
@@ -110,6 +113,21 @@ class Setting:
         # the walk's first step leads to the own state, whose conditional velocity is known
         walk -= 1 if self.length > 1 else 0
         return len(self.levels) * (per_step + 1 + walk + compared)
+
+
+def setting_of(soar: SOARConfig, shift: float) -> Setting:
+    """The rollout's own step, at all levels; `shift` is the inference schedule's."""
+    return Setting(
+        num_steps=soar.num_steps,
+        cfg_scale=soar.cfg_scale,
+        shift=shift if soar.step_space == "schedule" else 1.0,
+        sigma_min=soar.sigma_min,
+    )
+
+
+def in_training(soar: SOARConfig, shift: float) -> Setting:
+    """What a probe measures while training: fewer levels, and the one step."""
+    return replace(setting_of(soar, shift), levels=FEW_LEVELS, length=1, compared=False)
 
 
 @dataclass(frozen=True)
@@ -223,9 +241,13 @@ def _expected_correction(lower: float, sigma_min: float) -> float:
 def drift(batches: Iterable[Held], setting: Setting = Setting()) -> list[Drift]:
     """The drift by level over all samples, and what belongs to it. Raises ValueError where a guided
     setting has no prediction without a condition."""
-    parts = [measure(held, setting) for held in batches]
-    joined = (torch.cat([getattr(part, each.name) for part in parts], 1) for each in fields(Errors))
-    return summarise(Errors(*joined), setting.levels)
+    return summarise(join([measure(held, setting) for held in batches]), setting.levels)
+
+
+def join(parts: Sequence[Errors]) -> Errors:
+    """Those of several batches as one."""
+    names = (each.name for each in fields(Errors))
+    return Errors(*(torch.cat([getattr(part, name) for part in parts], 1) for name in names))
 
 
 def summarise(errors: Errors, levels: Sequence[float], seed: int = 0) -> list[Drift]:

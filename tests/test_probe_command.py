@@ -18,7 +18,7 @@ from soarflow.engine import probing
 from soarflow.engine.families import load_family
 from soarflow.engine.job import read_job
 from soarflow.engine.trainer import train
-from soarflow.probe import Drift, NoiseNorm, Setting, drift
+from soarflow.probe import IN_TRAINING, Drift, NoiseNorm, Setting, drift, in_training
 from soarflow.tinyscenes.scenes import draw_scenes, write_folder
 
 # What is said
@@ -262,8 +262,8 @@ def test_a_probe_starts_where_the_model_is(document, write_job):
     process = document["config"]["process"][0]
     family = load_family("zimage", process["model"]["name_or_path"], torch.float32, "cpu")
     job = read_job(write_job(document))
-    pictures = probing.of_job(family, job, probing.IN_TRAINING)
-    setting = probing.in_training(job.soar, 1.0)
+    pictures = probing.of_job(family, job, IN_TRAINING)
+    setting = in_training(job.soar, 1.0)
     rows = drift(pictures.batches(family, torch.device("cpu"), 0), setting)
     found = [row["drift"] for row in first["levels"]]
     assert found == pytest.approx([row.drift for row in rows], abs=1e-4)

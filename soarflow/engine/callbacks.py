@@ -17,9 +17,9 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from ..advice import HISTORY_FILE, of_training
-from ..probe import drift
-from . import probing, sampling
+from ..advice import HISTORY_FILE, cost, cut_off, of_training
+from ..probe import drift, in_training
+from . import sampling
 
 METRICS_FILE = "metrics.jsonl"
 AVERAGE_FILE = "average.pt"
@@ -97,17 +97,6 @@ class Metrics(OfTrainer):
         self.trainer.callback_handler.on_log(args, state, control, row)
 
 
-def cut_off(file: Path, step: int) -> None:
-    """Of a file with JSON lines for steps: drops those from a step on, and one that was broken
-    off."""
-    kept = []
-    for line in file.read_text().splitlines(keepends=True) if file.exists() else []:
-        with suppress(ValueError):
-            if json.loads(line)["step"] < step:
-                kept.append(line)
-    file.write_text("".join(kept))
-
-
 class Probe(OfTrainer):
     """What the model's own step loses, every soar.probe_every steps: a line in drift.jsonl, and the
     step's metrics. The same pictures and noise each time, and no number of the training's."""
@@ -122,11 +111,9 @@ class Probe(OfTrainer):
         if not self.every:
             return
         shift = self.trainer.family.schedule_shift(self.trainer.held_out.latents[0][None].shape)
-        self.setting = probing.in_training(self.job.soar, shift)
-        forwards = self.job.forwards_per_step
-        self.trainer.say(
-            probing.say_cost(self.setting, len(self.trainer.held_out), self.every, forwards)
-        )
+        self.setting = in_training(self.job.soar, shift)
+        number, forwards = len(self.trainer.held_out), self.job.forwards_per_step
+        self.trainer.say(cost(self.setting, number, self.every, forwards))
         if args.should_save:
             cut_off(self.file, state.global_step)
 

@@ -10,6 +10,7 @@ import torch
 
 from ..advice import DRIFT_FILE, Probed
 from ..config import ConfigError, SOARConfig
+from ..probe import setting_of
 from ..settings import HIGHEST_SEED
 from ..tinyscenes import BUNDLED
 from . import probing
@@ -76,7 +77,7 @@ def _probe(target: Target, args: argparse.Namespace) -> Iterator[Probed]:
     job, family = target.job, _load(target)
     pictures = _pictures(target, family, args)
     size = pictures.latents[0][None].shape
-    setting = probing.setting_of(target.soar, family.schedule_shift(size))
+    setting = setting_of(target.soar, family.schedule_shift(size))
     name = job.name if job else ("bundled model" if _is_bundled(target.name) else target.name)
     base = replace(pictures, seen=False)  # it was not trained on a job's pictures
     before = probing.probe(family, base, setting, f"{name}, before" if job else name, args.seed)

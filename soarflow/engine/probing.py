@@ -9,17 +9,15 @@ from PIL import Image
 from torch import Tensor
 
 from ..advice import Probed
-from ..config import SOARConfig
-from ..probe import FEW_LEVELS, Held, Setting, drift, noise_norms
+from ..probe import Held, Setting, drift, noise_norms
 from .data import seeded_generator
 from .families import Family, Features, Text
 from .job import Dataset, Job
 from .pictures import bucket_size, read_picture, to_pixels
 from .sources import caption_of, open_source, with_trigger
 
-NUMBER, DRAWN, IN_TRAINING = 64, 16, 16
-"""Pictures of a probe; those that whole drawings are compared with; those of a probe while
-training."""
+DRAWN = 16
+"""So many pictures are drawn as a whole."""
 TOGETHER = {"cpu": 16, "cuda": 4}
 """Pictures in a forward, by kind of device; on others one."""
 
@@ -113,28 +111,6 @@ def of_scenes(family: Family, number: int, seed: int = 33) -> Pictures:
     scenes = draw_scenes(seed, number, held_out=True)
     pictures = ((render(each.things), str(each.caption)) for each in scenes)
     return encode(family, pictures, None, "held-out scenes", seen=False)
-
-
-def setting_of(soar: SOARConfig, shift: float) -> Setting:
-    """The rollout's own step, at all levels."""
-    return Setting(
-        num_steps=soar.num_steps, cfg_scale=soar.cfg_scale, sigma_min=soar.sigma_min,
-        shift=shift if soar.step_space == "schedule" else 1.0,
-    )  # fmt: skip
-
-
-def in_training(soar: SOARConfig, shift: float) -> Setting:
-    """What a probe measures while training: fewer levels, and the one step."""
-    return replace(setting_of(soar, shift), levels=FEW_LEVELS, length=1, compared=False)
-
-
-def say_cost(setting: Setting, number: int, every: int, forwards_per_step: float) -> str:
-    """One line: what the probes add to the training, by forwards of a picture."""
-    added = setting.forwards * number / (every * forwards_per_step)
-    return (
-        f"probe every {every} steps: {setting.forwards * number} forwards of a picture, "
-        f"{100 * added:.1f} % of the training's"
-    )
 
 
 def probe(family: Family, pictures: Pictures, setting: Setting, name: str, seed: int = 0) -> Probed:

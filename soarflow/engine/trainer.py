@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..config import ConfigError
 from ..objective import SOARResult, soar_backward
+from ..probe import IN_TRAINING
 from . import checkpoint, probing, sampling
 from .callbacks import Average, Bar, Board, Metrics, Probe, Samples, Saving, interruption
 from .data import Draw, load_training_set, seeded_generator
@@ -160,7 +161,7 @@ class SOARTrainer(Trainer):
         """What is probed on while training."""
         if not self.job.soar.probe_every:
             return None
-        return probing.of_job(self.family, self.job, probing.IN_TRAINING)
+        return probing.of_job(self.family, self.job, IN_TRAINING)
 
     def _make_trainable(self) -> None:
         """Freezes everything but the LoRA, or but the transformer; trained weights are float32
