@@ -1,4 +1,4 @@
-"""The command: soarflow train | check | sample | evaluate | demo | report | schema."""
+"""The command: soarflow train | check | probe | report | sample | evaluate | demo | schema."""
 
 import argparse
 import json
@@ -69,6 +69,23 @@ def _parser() -> argparse.ArgumentParser:
     option("--measure", action="store_true", help="take a few real steps, to say how long it takes")
     option("--seconds-per-step", type=float, help="to say how long it takes")
 
+    option = add(_probe, "what a model's own steps lose: is there anything for SOAR to correct?")
+    option(
+        "models", nargs="*", metavar="MODEL_OR_JOB",
+        help="pipelines, or job files, whose trained weights are probed beside their base "
+        "(the bundled model if there is none)",
+    )  # fmt: skip
+    option("--arch", default="zimage", help="the family of pipelines")
+    option("--lora", type=Path, action="append", help="probe it too, beside the model; repeatable")
+    option("--num-steps", type=int, help="steps of a drawing (default: the job's, or 30)")
+    option("--cfg-scale", type=float, help="its guidance (default: the job's, or 4.5)")
+    option("--pictures", help="a folder of pictures and captions that the models have not seen")
+    option("--resolution", type=int, help="their size (default: the job's, or 512)")
+    option("--number", type=int, default=64, help="pictures to measure on")
+    option("--seed", type=int, default=0, help="of their noise")
+    option("--json", type=Path, help="write the numbers here")
+    option("--figure", type=Path, help="draw them here")
+
     option = add(_sample, "draw pictures for prompts")
     option("prompts", nargs="+", help="one or more prompts; several give a grid")
     option("--output", type=Path, default=Path("sample.png"), help="the picture's file")
@@ -118,6 +135,11 @@ def _train(args: argparse.Namespace) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, of several processes one speaks
     silence_loading_bars()
     job = read_job(args.job)
+    if job.type == "SOARProbe":
+        raise ConfigError(
+            "type must be SOARTrainer or diffusion_trainer to train, got 'SOARProbe'. It trains "
+            f"nothing: {command()} probe {path_from_here(args.job)}"
+        )
     claim_device(job.device)
     output_folder(job.save_root, "training_folder/name")
     print(job.describe(), flush=True)
@@ -189,6 +211,33 @@ def _load(args: argparse.Namespace) -> "Family":
     if args.lora is not None:
         load_lora(family, args.lora)
     return family
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from .advice import advice, figure, heading, noise_in_words, side_by_side, table
+    from .engine.probe_command import probe_all
+
+    silence_loading_bars()
+    for name in ("json", "figure"):
+        if getattr(args, name):
+            output_file(getattr(args, name), f"--{name}")
+    all_probed = []
+    for probed in probe_all(args):
+        all_probed.append(probed)
+        print(heading(probed), flush=True)
+        show_table(table(probed))
+        print(noise_in_words(probed.noise_norm))
+        print("\n".join(advice(probed)) + "\n", flush=True)
+    if len(all_probed) > 1:
+        print("drift of all:")
+        show_table(side_by_side(all_probed))
+    records = [probed.record() for probed in all_probed]
+    if args.json:
+        found = records[0] if len(records) == 1 else records
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.figure and not figure(all_probed, args.figure):
+        print("no figure: matplotlib is not installed")
+    return 0
 
 
 def _sample(args: argparse.Namespace) -> int:

@@ -276,6 +276,14 @@ def test_architectures_are_those_of_the_page_of_models():
     assert set(hosts.READ_THE_BATCH) <= alone
 
 
+def test_a_probe_trains_nothing(document, process, write_job, capsys):
+    process["type"] = "SOARProbe"
+    code, said = checked(document, write_job, capsys)
+    assert code == 0 and "nothing is trained" in said and "forwards" not in said
+    process["train"]["snr_gamma"] = 5
+    assert any("train.snr_gamma" in each for each in hosts.faults(document))
+
+
 def test_rows_are_the_engines_alone(document, process, own_pictures, write_job, capsys):
     lines = (json.dumps({"file_name": f"{name}.png", "text": "a star"}) for name in "abc")
     (own_pictures / "metadata.jsonl").write_text("\n".join(lines))

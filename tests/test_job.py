@@ -82,7 +82,7 @@ BAD = [
     (
         ("type",),
         "sd_trainer",
-        r"type must be one of SOARTrainer, diffusion_trainer, got 'sd_trainer'",
+        r"type must be one of SOARTrainer, diffusion_trainer, SOARProbe, got 'sd_trainer'",
     ),
     (
         ("soar",),

@@ -17,6 +17,8 @@ from .pictures import Look, look_at_all, look_at_new
 from .time import given, mean_cost, measure
 
 NAMES = ("soarflow", "AI Toolkit")
+PROBE = "SOARProbe"
+NO_TRAINING = "nothing is trained: soarflow probe JOB measures, and in AI Toolkit the job does"
 SAVED_BYTES = {"float32": 4}
 STATE_BYTES = 12
 """Of a trained weight in a checkpoint: itself, and the optimizer's two averages."""
@@ -71,7 +73,10 @@ def check(path: Path, *, seconds: float | None = None, measured: bool = False) -
             )
         if measured and not device_fault(job.device):
             seconds = measure(job)
-        for line in _costs(document, job, NAMES[0] in takers, seconds):
+        trains = _process(document).get("type") != PROBE
+        for line in (
+            _costs(document, job, NAMES[0] in takers, seconds) if trains else (NO_TRAINING,)
+        ):
             print(f"  {line}")
         for line in warnings(document, job, looks, by_engine=NAMES[0] in takers):
             print(f"  warning: {line}")

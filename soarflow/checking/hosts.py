@@ -11,6 +11,8 @@ from ..config import ConfigError, SOARConfig
 
 TRAINERS = ("SOARTrainer", "SOARProbe", "diffusion_trainer", "sd_trainer", "ui_trainer")
 """What AI Toolkit's users write as a training's type; it has more."""
+OURS = TRAINERS[:2]
+"""The extension's own; its rules are theirs."""
 DIFFUSION_ARCHS = ("", "sd1", "sd15", "sd2", "sdxl", "ssd", "vega", "pixart", "pixart_sigma")
 """Architectures that predict the noise; all others are trained by flow matching."""
 READ_THE_BATCH = (
@@ -68,9 +70,9 @@ def hardly_meant(document: Mapping, sample: Any = None) -> list[str]:
 
 
 def soar_of(process: Mapping) -> SOARConfig | None:
-    """SOAR's settings of a process that trains with it; None for others, and where they are
-    wrong."""
-    if process.get("type") != "SOARTrainer":
+    """SOAR's settings of a process that trains with it or probes for it; None for others, and where
+    they are wrong."""
+    if process.get("type") not in OURS:
         return None
     try:
         return SOARConfig.from_dict(process.get("soar"))
@@ -98,7 +100,7 @@ def _process_faults(process: Mapping) -> Iterator[str]:
     slip = get_close_matches(kind, TRAINERS, 1, 0.7)
     if kind not in TRAINERS and slip:
         yield f"type must be a trainer that AI Toolkit has, got {kind!r}: did you mean {slip[0]}?"
-    if kind != "SOARTrainer":
+    if kind not in OURS:
         return
     soar = soar_of(process) or SOARConfig(cfg_scale=1)  # what is wrong with it is told elsewhere
     train, model = _section(process, "train"), _section(process, "model")

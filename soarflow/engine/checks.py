@@ -67,6 +67,9 @@ def _data(job: Any) -> Iterator[str]:
                 f"datasets[{index}].folder_path must be a folder that exists, got "
                 f"{dataset.folder_path}."
             )
+    pictures = job.soar.probe_pictures
+    if pictures and not Path(pictures).is_dir():
+        yield f"soar.probe_pictures must be a folder that exists, got {pictures}."
 
 
 def _places(job: Any) -> Iterator[str]:

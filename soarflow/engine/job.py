@@ -371,9 +371,11 @@ class Process(Engine):
     """A training run."""
 
     type: Annotated[
-        Literal["SOARTrainer", "diffusion_trainer"], Rule(remedy="SOARTrainer trains with SOAR.")
+        Literal["SOARTrainer", "diffusion_trainer", "SOARProbe"],
+        Rule(remedy="SOARTrainer trains with SOAR."),
     ]
-    """SOARTrainer, or diffusion_trainer for plain training."""
+    """SOARTrainer, or diffusion_trainer for plain training; SOARProbe for `soarflow probe`, which
+    takes the others too."""
     soar: Annotated[
         SOARConfig,
         BeforeValidator(lambda soar: soar or {}, json_schema_input_type=SOARConfig | None),
@@ -448,6 +450,14 @@ class Job(Process):
     def objective(self) -> SOARConfig:
         """The settings of the objective; plain SFT is SOAR without correction."""
         return self.soar if self.type == "SOARTrainer" else SOARConfig(correction_weight=0.0)
+
+    @property
+    def forwards_per_step(self) -> float:
+        """Forwards of a picture in a training step, a backward counted as two, or as three with
+        gradient checkpointing."""
+        checkpointing = self.train.gradient_checkpointing
+        pictures = self.train.batch_size * self.train.gradient_accumulation
+        return self.objective.cost(checkpointing) * (4 if checkpointing else 3) * pictures
 
     @property
     def average_decay(self) -> float | None:
@@ -598,6 +608,7 @@ def _resolved(job: Job, beside: Path) -> Job:
 
     sample, network, model = job.sample, job.network, absolute(job.model.name_or_path)
     start = network.pretrained_lora_path if network else None
+    probed = job.soar.probe_pictures
     return replace(
         job,
         training_folder=Path(absolute(job.training_folder)),
@@ -605,6 +616,7 @@ def _resolved(job: Job, beside: Path) -> Job:
             replace(each, folder_path=absolute(folder) if folder in local else folder)
             for each, folder in zip(job.datasets, folders, strict=True)
         ],
+        soar=replace(job.soar, probe_pictures=probed and absolute(probed)),
         model=replace(job.model, name_or_path=model) if Path(model).exists() else job.model,
         network=network and replace(network, pretrained_lora_path=start and absolute(start)),
         sample=replace(

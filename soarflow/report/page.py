@@ -99,10 +99,14 @@ def _card(index: int, run: Run) -> dict[str, Any]:
                 f"{soar.correction_weight:g}, {soar.num_aux_points} corrections"
             )
     else:
-        what = {"diffusion_trainer": "plain training"}.get(run.trainer, run.trainer)
+        what = {
+            "diffusion_trainer": "plain training",
+            "SOARProbe": "a probe: nothing is trained",
+        }.get(run.trainer, run.trainer)
     planned = run.settings.get("train.steps")
+    of = f" of {planned}" if planned else ""
     facts = {
-        "trained": f"{run.steps} of {planned} steps" if planned else f"{run.steps} steps",
+        "trained": f"{run.steps}{of} steps" if run.steps else "",
         "took": duration(run.seconds) if run.seconds is not None else "",
         "a step": f"{duration(seconds)}" if seconds is not None else "",
         "compute of a step": f"{run.cost:.2f} x plain" if run.cost else "",
