@@ -1,4 +1,4 @@
-"""The command: soarflow train | check | probe | sample | evaluate | demo | schema."""
+"""The command: soarflow train | check | probe | report | sample | evaluate | demo | schema."""
 
 import argparse
 import json
@@ -64,9 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     add(_train, "run an AI Toolkit job file on the built-in engine")(
         "job", type=Path, help="a YAML file"
     )
-    add(_check, "read a job file, say what it would do, run nothing")(
-        "job", type=Path, help="a YAML file"
-    )
+    option = add(_check, "say what a job would do, what is wrong with it and what it costs")
+    option("job", type=Path, help="a YAML file")
+    option("--measure", action="store_true", help="take a few real steps, to say how long it takes")
+    option("--seconds-per-step", type=float, help="to say how long it takes")
 
     option = add(_probe, "what a model's own steps lose: is there anything for SOAR to correct?")
     option(
@@ -108,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     option("--steps", type=int, default=150, help="training steps of each model")
     option("--number", type=int, default=210, help="captions to evaluate on")
 
+    option = add(_report, "one page of runs: losses, drift, samples, settings, versions, cost")
+    option("runs", nargs="+", type=Path, metavar="RUN", help="a training's output folder, "
+           "soarflow's or AI Toolkit's; several are compared")  # fmt: skip
+    option("--output", type=Path, help="the page's file (default: report.html, in the one run's "
+           "folder or here)")  # fmt: skip
+
     option = add(_schema, "print what editors need to check job files")
     option("--of", choices=("engine", "ai_toolkit", "page"), default="engine", help="what to print")
     return parser
@@ -124,6 +131,7 @@ def _add_model_options(option: Callable[..., Any]) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from .checking.check import before_training
     from .engine.checks import claim_device
     from .engine.job import read_job
     from .engine.trainer import train
@@ -140,6 +148,9 @@ def _train(args: argparse.Namespace) -> int:
     claim_device(job.device)
     output_folder(job.save_root, "training_folder/name")
     print(job.describe(), flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        for line in before_training(args.job, job):
+            print(f"  warning: {line}", flush=True)
     outcome = train(job)
     if outcome.finished:
         print(f"finished at step {outcome.step}; metrics and state: {job.save_root}")
@@ -166,27 +177,18 @@ def _next(job: "Job", weights: Path) -> str:
     if picture:
         words += ["--width", str(picture.width), "--height", str(picture.height)]
         words += ["--guidance", f"{picture.guidance_scale:g}", "--steps", str(picture.sample_steps)]
-    return f"the {what}: {path_from_here(weights)}\nto draw with it:\n  {' '.join(words)}"
+    return (
+        f"the {what}: {path_from_here(weights)}\nto draw with it:\n  {' '.join(words)}\n"
+        f"a page of this run (several are compared):\n  {command()} report "
+        f"{path_from_here(job.save_root)}"
+    )
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .engine.checks import device_fault, is_hub_name
-    from .engine.job import read_job
-    from .engine.sources import open_source
+    from .checking.check import check
 
-    job = read_job(args.job)
-    print(job.describe())
-    for dataset in job.datasets:
-        print(f"  {open_source(dataset).found}")
-    model = job.model.name_or_path
-    if not Path(model).exists() and is_hub_name(model):
-        print(f"  {model} is no folder here: train fetches it from Hugging Face")
-    fault = device_fault(job.device)
-    if fault:
-        print(f"the job is good, but not for this machine: {fault} Nothing was run")
-    else:
-        print("the job is good: nothing was run")
-    return 0
+    silence_loading_bars()
+    return check(args.job, seconds=args.seconds_per_step, measured=args.measure)
 
 
 def _load(args: argparse.Namespace) -> "Family":
@@ -316,6 +318,18 @@ def _demo(args: argparse.Namespace) -> int:
         if getattr(args, name) < low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
     demo(args.output, args.steps, args.number)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report.page import default_file, write_report
+
+    file = args.output or default_file(args.runs)
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--output must end in .html, got {file}.")
+    output_file(file, "--output")
+    write_report(args.runs, file)
+    print(path_from_here(file))
     return 0
 
 

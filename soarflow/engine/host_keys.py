@@ -15,7 +15,7 @@ TAKEN: dict[str, frozenset[str]] = {
     for where, names in {
         "": "meta",
         "config": "",
-        "process": "name performance_log_every sqlite_db_path logging",
+        "process": "name performance_log_every sqlite_db_path logging log_dir",
         "network": "conv conv_alpha lokr_full_rank lokr_factor old_lokr_format transformer_only "
         "split_multistage_loras",  # denoisers here have one stage and no convolutions to train
         "save": "save_format hf_private hf_repo_id",

@@ -414,6 +414,8 @@ def train(
         say(f"resuming at step {checkpoint.step_of(saved)} of {job.train.steps}")
     for change in changes:
         say(f"  changed, and in force from here on: {change}")
+    if trainer.args.should_save:
+        checkpoint.write_run(job)
     with interruption() as trainer.interrupted:
         trainer.train(resume_from_checkpoint=str(saved) if saved else None)
         step = trainer.state.global_step
