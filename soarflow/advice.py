@@ -29,6 +29,8 @@ class Probed:
     pictures: str
     seen: bool = False
     noise_norm: Sequence[NoiseNorm] = ()
+    hybrid: Sequence[Any] = ()
+    """Drawings that are fine down to a level and coarse below (engine.probing.Hybrid)."""
 
     @property
     def worst(self) -> Drift:
@@ -44,6 +46,10 @@ class Probed:
             "settings": {**setting, "number": self.number, "pictures": self.pictures},
             "levels": [_plain(row) for row in self.levels],
             "noise_norm": [_plain(row) for row in self.noise_norm],
+            "hybrid": [
+                {"fine_steps": row.switch, "sigma": round(row.sigma, 4), "score": row.score}
+                for row in self.hybrid
+            ],
             "advice": advice(self),
         }
 
@@ -118,6 +124,23 @@ def noise_in_words(rows: Sequence[NoiseNorm]) -> str:
     """The line on Ning et al.'s measure."""
     shown = ", ".join(f"{row.ratio:.3f} at sigma {row.sigma:.2f}" for row in rows)
     return f"norm of the predicted noise, in sampling over on the path: {shown}"
+
+
+def hybrid_in_words(probed: Probed) -> list[str]:
+    """Which row of the grid is which, with its score; and what that says."""
+    first, *_, last = rows = probed.hybrid
+    number = probed.setting.num_steps
+    said = ["drawn finely down to sigma, and from there as users draw (the rows of the grid):"]
+    for row in rows:
+        score = "" if row.score is None else f", graded score {row.score:.3f}"
+        kind = {0: ", all coarse", number: ", all fine"}.get(row.switch, "")
+        said.append(f"  sigma {row.sigma:.2f}{kind}{score}")
+    if first.score is not None:
+        said.append(
+            f"finer steps alone win {last.score - first.score:+.3f}: the most that any correction "
+            "of steps can win"
+        )
+    return said
 
 
 def sentence(probed: Probed) -> str:

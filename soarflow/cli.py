@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     option("--seed", type=int, default=0, help="of their noise")
     option("--json", type=Path, help="write the numbers here")
     option("--figure", type=Path, help="draw them here")
+    option(
+        "--hybrid", type=Path,
+        help="a grid of pictures drawn finely down to a level and coarsely below: what better "
+        "sampling alone could win",
+    )  # fmt: skip
 
     option = add(_sample, "draw pictures for prompts")
     option("prompts", nargs="+", help="one or more prompts; several give a grid")
@@ -214,11 +219,23 @@ def _load(args: argparse.Namespace) -> "Family":
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from .advice import advice, figure, heading, noise_in_words, side_by_side, table
-    from .engine.probe_command import probe_all
+    from .advice import (
+        advice,
+        figure,
+        heading,
+        hybrid_in_words,
+        noise_in_words,
+        side_by_side,
+        table,
+    )
+    from .engine.probe_command import hybrid_grid, probe_all
 
     silence_loading_bars()
-    for name in ("json", "figure"):
+    for name in ("figure", "hybrid"):
+        file = getattr(args, name)
+        if file and file.suffix.lower() not in (".png", ".jpg", ".webp"):
+            raise ConfigError(f"--{name} must end in .png, .jpg or .webp, got {file}.")
+    for name in ("json", "figure", "hybrid"):
         if getattr(args, name):
             output_file(getattr(args, name), f"--{name}")
     all_probed = []
@@ -227,6 +244,8 @@ def _probe(args: argparse.Namespace) -> int:
         print(heading(probed), flush=True)
         show_table(table(probed))
         print(noise_in_words(probed.noise_norm))
+        if probed.hybrid:
+            print("\n".join(hybrid_in_words(probed)))
         print("\n".join(advice(probed)) + "\n", flush=True)
     if len(all_probed) > 1:
         print("drift of all:")
@@ -235,6 +254,8 @@ def _probe(args: argparse.Namespace) -> int:
     if args.json:
         found = records[0] if len(records) == 1 else records
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.hybrid:
+        hybrid_grid(all_probed).save(args.hybrid)
     if args.figure and not figure(all_probed, args.figure):
         print("no figure: matplotlib is not installed")
     return 0

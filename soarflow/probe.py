@@ -317,21 +317,22 @@ def schedule(num_steps: int, shift: float = 1.0) -> list[float]:
     return [shift * u / (1 + (shift - 1) * u) for u in uniform]
 
 
-def hybrid_schedule(num_steps: int, fine_until: int, shift: float = 1.0) -> list[float]:
-    """A drawing that is fine for the first `fine_until` of num_steps steps and coarse after them:
-    fine is each step cut into as many as make FINE_STEPS of the whole."""
-    each = -(-FINE_STEPS // num_steps)
-    fine = schedule(num_steps * each, shift)[: fine_until * each]
-    return fine + schedule(num_steps, shift)[fine_until:]
+def fine_schedule(num_steps: int, shift: float = 1.0) -> list[float]:
+    """A drawing's levels with each step cut into as many as make FINE_STEPS of the whole."""
+    return schedule(num_steps * _parts(num_steps), shift)
+
+
+def _parts(num_steps: int) -> int:
+    return -(-FINE_STEPS // num_steps)
 
 
 def walk(
-    held: Held, setting: Setting, levels: Sequence[float] | None = None
+    held: Held, setting: Setting, levels: Sequence[float] | None = None, start: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The states (z, sigma) of a guided Euler drawing from the samples' noise down `levels`, those
-    of the setting unless given; the last is the picture, at 0."""
-    levels = levels or schedule(setting.num_steps, setting.shift)
-    z, sigmas = widen(held.noise), [held.at(level) for level in levels]
+    """The states (z, sigma) of a guided Euler drawing down `levels`, those of the setting unless
+    given, from `start`, the samples' noise unless given; the last is the picture, at 0."""
+    levels = schedule(setting.num_steps, setting.shift) if levels is None else levels
+    z, sigmas = widen(held.noise if start is None else start), [held.at(each) for each in levels]
     for sigma, lower in pairwise(sigmas):
         yield z, sigma
         z = ode_step(z, sigma, lower, held.guided(z, sigma, setting.cfg_scale))
@@ -339,14 +340,23 @@ def walk(
 
 
 @torch.no_grad()
-def hybrid(held: Held, setting: Setting, fine_until: int) -> Tensor:
-    """The pictures' latents of a drawing that is fine down to a level and coarse below: the states
-    that it takes over there are the model's own, and as good as the model can make them. 0: all
-    coarse, as users sample; num_steps: all fine. What the difference wins is the most that any
-    correction of steps can win."""
-    levels = hybrid_schedule(setting.num_steps, fine_until, setting.shift)
-    *_, (z, _) = walk(held, setting, levels)
-    return z
+def hybrid(held: Held, setting: Setting, switches: Sequence[int]) -> list[Tensor]:
+    """The pictures' latents of drawings whose first steps are fine and whose others are as users
+    take them, one for each number of fine steps in `switches`, rising.
+
+    The states that the coarse steps take over are the model's own, as good as it can make them: a
+    start from the path's states would tell them of x0. 0: all coarse; num_steps: all fine. What
+    the difference wins is the most that any correction of steps can win."""
+    coarse, parts = schedule(setting.num_steps, setting.shift), _parts(setting.num_steps)
+    fine = walk(held, setting, fine_schedule(setting.num_steps, setting.shift))
+    ends = []
+    for index, (z, _) in enumerate(fine):
+        if index % parts == 0 and index // parts in switches:
+            *_, (end, _) = walk(held, setting, coarse[index // parts :], z)
+            ends.append(end)
+        if index == parts * max(switches):
+            break
+    return ends
 
 
 def _mean_square(x: Tensor) -> Tensor:

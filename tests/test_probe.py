@@ -12,8 +12,8 @@ from soarflow.probe import (
     Held,
     Setting,
     drift,
+    fine_schedule,
     hybrid,
-    hybrid_schedule,
     measure,
     noise_norms,
     schedule,
@@ -269,18 +269,18 @@ def test_the_norm_of_the_predicted_noise_in_sampling_and_on_the_path():
 def test_a_drawings_levels_are_the_schedules():
     assert schedule(4) == [1, 0.75, 0.5, 0.25, 0]
     assert schedule(4, 3.0) == pytest.approx([1, 0.9, 0.75, 0.5, 0])
-    assert hybrid_schedule(4, 0) == schedule(4)
-    assert hybrid_schedule(4, 4) == schedule(100)
-    mixed = hybrid_schedule(4, 2)
-    assert len(mixed) == 2 * 25 + 2 + 1 and mixed[50:] == [0.5, 0.25, 0]
+    assert fine_schedule(4, 3.0) == schedule(100, 3.0)
+    assert fine_schedule(30, 3.0)[::4] == pytest.approx(schedule(30, 3.0))
 
 
 def test_the_hybrid_is_fine_down_to_a_level_and_coarse_below():
     held = Held(X0, NOISE, lambda z, sigma: z)
     coarse, fine = 1 - 1 / 4, (1 - 1 / 100) ** 25
-    for switch in range(5):
-        drawn = hybrid(held, Setting(num_steps=4, cfg_scale=1), switch)
-        assert_close(drawn, NOISE * fine**switch * coarse ** (4 - switch))
+    for switches in ([0, 1, 2, 3, 4], [2], [0, 4]):
+        for switch, drawn in zip(
+            switches, hybrid(held, Setting(num_steps=4, cfg_scale=1), switches), strict=True
+        ):
+            assert_close(drawn, NOISE * fine**switch * coarse ** (4 - switch))
 
 
 def test_summaries_have_the_levels_of_the_setting():

@@ -17,9 +17,10 @@ from soarflow.cli import main
 from soarflow.engine import probing
 from soarflow.engine.families import load_family
 from soarflow.engine.job import read_job
+from soarflow.engine.pictures import to_pixels
 from soarflow.engine.trainer import train
-from soarflow.probe import IN_TRAINING, Drift, NoiseNorm, Setting, drift, in_training
-from soarflow.tinyscenes.scenes import draw_scenes, write_folder
+from soarflow.probe import IN_TRAINING, Drift, NoiseNorm, Setting, drift, in_training, walk
+from soarflow.tinyscenes.scenes import draw_scenes, render, write_folder
 
 # What is said
 
@@ -304,3 +305,44 @@ def test_plain_training_is_probed_too(document, write_job):
 def test_who_does_not_probe_gets_no_file(document, write_job):
     root, *_ = trained(document, write_job, "none")
     assert not (root / "drift.jsonl").exists() and Path(root / "metrics.jsonl").exists()
+
+
+# Where mistakes are made
+
+
+def test_the_hybrids_ends_are_the_models_coarse_and_fine_drawings(pipeline_folder):
+    family = load_family("zimage", str(pipeline_folder), torch.float32, "cpu")
+    pictures = probing.of_scenes(family, 3)
+    setting = Setting(num_steps=3, cfg_scale=2.0)
+    rows = probing.hybrids(family, pictures, setting)
+    assert [row.switch for row in rows] == [0, 1, 2, 3]
+    # the pipeline of these tests draws with a shift of 2
+    assert [row.sigma for row in rows] == pytest.approx([1, 0.8, 0.5, 0])
+    (held,) = pictures.batches(family, torch.device("cpu"), 0)
+    for row, steps in ((rows[0], 3), (rows[-1], 102)):
+        drawing = replace(setting, num_steps=steps, shift=2.0)
+        *_, (latents, _) = walk(held, drawing)
+        expected = family.decode_latents(latents.detach())
+        assert [image.tobytes() for image in row.images] == [image.tobytes() for image in expected]
+    assert all(0 <= row.score <= 1 for row in rows)
+
+
+def test_latents_are_decoded_to_the_pictures_that_they_are_of():
+    family = load_family("zimage", found_bundled(), torch.float32, "cpu")
+    scene = render(draw_scenes(1, 1)[0].things)
+    (back,) = family.decode_latents(family.encode_images(to_pixels(scene, scene.size)[None]))
+    difference = to_pixels(back, back.size) - to_pixels(scene, scene.size)
+    assert difference.square().mean().sqrt() < 0.1
+
+
+def test_the_grid_and_its_scores(tmp_path, capsys):
+    file, numbers = tmp_path / "hybrid.png", tmp_path / "drift.json"
+    words = ["probe", "--number", "3", "--num-steps", "2", "--hybrid", str(file)]
+    assert main([*words, "--json", str(numbers)]) == 0
+    out, rows = capsys.readouterr().out, json.loads(numbers.read_text())["hybrid"]
+    assert Image.open(file).size == (3 * 66 - 2, 3 * 66 - 2)
+    assert [row["fine_steps"] for row in rows] == [0, 1, 2]
+    assert f"sigma 1.00, all coarse, graded score {rows[0]['score']:.3f}" in out
+    assert f"sigma 0.00, all fine, graded score {rows[-1]['score']:.3f}" in out
+    won = rows[-1]["score"] - rows[0]["score"]
+    assert f"finer steps alone win {won:+.3f}" in out

@@ -2,11 +2,12 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 
 from ..advice import DRIFT_FILE, Probed
 from ..config import ConfigError, SOARConfig
@@ -17,9 +18,12 @@ from . import probing
 from .checks import best_device, is_hub_name
 from .families import FAMILIES, Family, load_family
 from .job import Dataset, Job, read_job
+from .sampling import grid
 from .weights import load_lora, load_transformer, newest_weights
 
 JOB_FILES = (".yaml", ".yml")
+COLUMNS = 8
+"""Pictures in a row of the grid."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,13 @@ def probe_all(args: argparse.Namespace) -> Iterator[Probed]:
     targets = [_target(each, args) for each in args.models or [str(BUNDLED)]]
     for target in targets:
         yield from _probe(target, args)
+
+
+def hybrid_grid(all_probed: Sequence[Probed]) -> Image:
+    """A row for each level at which sampling turns coarse, the models below one another."""
+    rows = [row.images[:COLUMNS] for probed in all_probed for row in probed.hybrid]
+    columns = min(map(len, rows))
+    return grid([image for row in rows for image in row[:columns]], columns)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -80,14 +91,21 @@ def _probe(target: Target, args: argparse.Namespace) -> Iterator[Probed]:
     setting = setting_of(target.soar, family.schedule_shift(size))
     name = job.name if job else ("bundled model" if _is_bundled(target.name) else target.name)
     base = replace(pictures, seen=False)  # it was not trained on a job's pictures
-    before = probing.probe(family, base, setting, f"{name}, before" if job else name, args.seed)
+
+    def probe(pictures: probing.Pictures, name: str) -> Probed:
+        found = probing.probe(family, pictures, setting, name, args.seed)
+        if not args.hybrid:
+            return found
+        return replace(found, hybrid=probing.hybrids(family, pictures, setting, args.seed))
+
+    before = probe(base, f"{name}, before" if job else name)
     yield before
     for file in target.weights:
         family.pipeline.unload_lora_weights()
         of_job = job is not None and file == target.weights[0] and file not in (args.lora or [])
         (load_transformer if file.is_dir() else load_lora)(family, file)
         called = f"{name}, after" if of_job else f"{name} + {file.stem}"
-        after = probing.probe(family, pictures, setting, called, args.seed)
+        after = probe(pictures, called)
         if of_job:
             before = after
         yield after

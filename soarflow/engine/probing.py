@@ -1,15 +1,16 @@
 """The probe on what the engine loads: pictures and captions that are held out, in batches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..advice import Probed
-from ..probe import Held, Setting, drift, noise_norms
+from ..probe import Held, Setting, drift, hybrid, noise_norms, schedule
 from .data import seeded_generator
 from .families import Family, Features, Text
 from .job import Dataset, Job
@@ -32,6 +33,8 @@ class Pictures:
     empty: Text
     name: str
     seen: bool
+    captions: Sequence[Any] = ()
+    """The bundled world's own, which its evaluator reads."""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -110,7 +113,8 @@ def of_scenes(family: Family, number: int, seed: int = 33) -> Pictures:
 
     scenes = draw_scenes(seed, number, held_out=True)
     pictures = ((render(each.things), str(each.caption)) for each in scenes)
-    return encode(family, pictures, None, "held-out scenes", seen=False)
+    encoded = encode(family, pictures, None, "held-out scenes", seen=False)
+    return replace(encoded, captions=[each.caption for each in scenes])
 
 
 def probe(family: Family, pictures: Pictures, setting: Setting, name: str, seed: int = 0) -> Probed:
@@ -123,3 +127,45 @@ def probe(family: Family, pictures: Pictures, setting: Setting, name: str, seed:
     drawings = replace(setting, shift=shift)
     norms = noise_norms(few.batches(family, device, seed), drawings)
     return Probed(name, setting, levels, len(pictures), pictures.name, pictures.seen, norms)
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Drawings that are fine for the first `switch` steps, down to `sigma`, and coarse from there;
+    `score` is the mean graded score, None where there is no evaluator."""
+
+    switch: int
+    sigma: float
+    images: list[Image.Image]
+    score: float | None
+
+
+def hybrids(
+    family: Family, pictures: Pictures, setting: Setting, seed: int = 0, rows: int = 5
+) -> list[Hybrid]:
+    """From all coarse to all fine, in `rows` drawings of each caption from its picture's noise;
+    those from the first picture of another size on are left out."""
+    family.pipeline.transformer.eval()
+    size = pictures.latents[0].shape
+    pictures = replace(pictures, latents=[*takewhile(lambda each: each.shape == size,
+                                                     pictures.latents)])  # fmt: skip
+    number = setting.num_steps
+    switches = sorted({round(number * row / (rows - 1)) for row in range(rows)})
+    drawings = replace(setting, shift=family.schedule_shift(pictures.latents[0][None].shape))
+    images: dict[int, list[Image.Image]] = {switch: [] for switch in switches}
+    for held in pictures.batches(family, family.pipeline.transformer.device, seed):
+        for switch, latents in zip(switches, hybrid(held, drawings, switches), strict=True):
+            images[switch] += family.decode_latents(latents)
+    levels = schedule(number, drawings.shift)
+    return [Hybrid(switch, levels[switch], drawn, _score(drawn, pictures.captions))
+            for switch, drawn in images.items()]  # fmt: skip
+
+
+def _score(images: list[Image.Image], captions: Sequence[Any]) -> float | None:
+    from ..tinyscenes.evaluator import evaluate_image
+
+    if not captions:
+        return None
+    scores = [evaluate_image(image, each).score
+              for image, each in zip(images, captions, strict=True)]  # fmt: skip
+    return sum(scores) / len(scores)
