@@ -623,22 +623,25 @@ def test_the_door_gives_a_trainer_in_a_clone_of_any_name(tmp_path, name, complet
             (tmp_path / path).write_text(text)
     (tmp_path / "extensions").mkdir()
     (tmp_path / "extensions" / name).symlink_to(ROOT)
-    code = (
-        f"import extensions.{name} as door; extension, = door.AI_TOOLKIT_EXTENSIONS; process = "
-        "extension.get_process(); "
-        "print(extension.uid, process.__name__, [base.__name__ for base in process.__mro__][1:3])"
-    )
+    code = f"""
+import extensions.{name} as door
+for extension in door.AI_TOOLKIT_EXTENSIONS:
+    process = extension.get_process()
+    print(extension.uid, process.__name__, [base.__name__ for base in process.__mro__][1:-1])
+"""
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert result.returncode == 0, result.stderr
-    expected = (
-        "SOARTrainer ['Correction', 'DiffusionTrainer']"
-        if complete
-        else "UnusableSOARTrainer ['object']"
-    )
-    assert result.stdout.strip() == f"SOARTrainer {expected}"
+    mixed = "['Probing', 'Correction', 'DiffusionTrainer']"
+    expected = {
+        "SOARTrainer": f"SOARTrainer {mixed}",
+        "SOARProbe": f"SOARProbe ['OnlyProbing', {mixed[1:]}",
+    }
+    if not complete:
+        expected = dict.fromkeys(expected, "UnusableSOARTrainer []")
+    assert result.stdout == "".join(f"{uid} {said}\n" for uid, said in expected.items())
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_a_run_writes_what_it_says(run):
         "run_000000004.safetensors",
         "checkpoint-6",
         "metrics.jsonl",
+        "run.json",
         "tensorboard",
     }
     assert all(row["correction"] > 0 and row["step_size"] > 0 for row in rows)

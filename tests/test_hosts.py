@@ -49,7 +49,7 @@ def test_an_example_says_which_hosts_take_it(example, tmp_path, monkeypatch, cap
     hosts = hosts_of(example)
     assert hosts in ("AI Toolkit", "soarflow", "AI Toolkit and soarflow")
     monkeypatch.chdir(tmp_path)
-    for folder in ("images", "my_pictures", "output/tinyscenes_pictures"):
+    for folder in ("images", "videos", "my_pictures", "output/tinyscenes_pictures"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / folder / "01.png")
         (tmp_path / folder / "01.txt").write_text("a star")
@@ -60,12 +60,12 @@ def test_an_example_says_which_hosts_take_it(example, tmp_path, monkeypatch, cap
     file = tmp_path / example.relative_to(ROOT)
     file.parent.mkdir(parents=True)
     file.write_text(text, encoding="utf-8")
-    code = main(["check", str(file)])
-    printed = capsys.readouterr()
-    if "soarflow" in hosts:
-        assert code == 0, printed.err
-    else:
-        assert code == 2 and "model." in printed.err
+    assert main(["check", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert ("soarflow takes it" in printed) == ("soarflow" in hosts)
+    assert "AI Toolkit takes it" in printed or "AI Toolkit" not in hosts
+    assert "1 pictures with captions" in printed and "othing was run" in printed
+    assert ("soarflow does not take it:\n  - " in printed) == ("soarflow" not in hosts)
 
 
 def test_who_is_told_the_metrics_must_be_here(document, write_job, monkeypatch):

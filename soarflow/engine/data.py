@@ -475,6 +475,12 @@ def _listing(source: Source, store: Store) -> dict[str, list[Any]] | None:
     return None
 
 
+def is_listed(source: Source, job: Job) -> bool:
+    """Whether all of a source's pictures were read before, and nothing of it has changed since."""
+    folders = (source.home, job.save_root / "cache")
+    return any((folder / _listing_name(source)).is_file() for folder in folders)
+
+
 def _keep_listing(source: Source, store: Store, listing: dict[str, list[Any]]) -> None:
     folder = store.folders[-1]
     for old in folder.glob(f"listing-v{FORMAT}-*"):

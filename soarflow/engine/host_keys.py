@@ -15,7 +15,7 @@ TAKEN: dict[str, frozenset[str]] = {
     for where, names in {
         "": "meta",
         "config": "",
-        "process": "name performance_log_every sqlite_db_path",
+        "process": "name performance_log_every sqlite_db_path log_dir",
         "logging": "log_every verbose use_ui_logger",
         "network": "conv conv_alpha lokr_full_rank lokr_factor old_lokr_format transformer_only "
         "split_multistage_loras",  # denoisers here have one stage and no convolutions to train

@@ -31,10 +31,12 @@ from ..settings import (
     Share,
     Text,
     in_yaml,
-    read,
+    read_leniently,
     section,
 )
+from ..tinyscenes import BUNDLED
 from . import checks
+from .checks import Fault
 from .host_keys import without_idle
 from .levels import LEANS, TIMESTEP_TYPES
 
@@ -389,9 +391,11 @@ class Process(Engine):
     """A training run."""
 
     type: Annotated[
-        Literal["SOARTrainer", "diffusion_trainer"], Rule(remedy="SOARTrainer trains with SOAR.")
+        Literal["SOARTrainer", "diffusion_trainer", "SOARProbe"],
+        Rule(remedy="SOARTrainer trains with SOAR."),
     ]
-    """SOARTrainer, or diffusion_trainer for plain training."""
+    """SOARTrainer, or diffusion_trainer for plain training; SOARProbe for `soarflow probe`, which
+    takes the others too."""
     soar: Annotated[
         SOARConfig,
         BeforeValidator(lambda soar: soar or {}, json_schema_input_type=SOARConfig | None),
@@ -470,6 +474,14 @@ class Job(Process):
         return self.soar if self.type == "SOARTrainer" else SOARConfig(correction_weight=0.0)
 
     @property
+    def forwards_per_step(self) -> float:
+        """Forwards of a picture in a training step, a backward counted as two, or as three with
+        gradient checkpointing."""
+        checkpointing = self.train.gradient_checkpointing
+        pictures = self.train.batch_size * self.train.gradient_accumulation
+        return self.objective.cost(checkpointing) * (4 if checkpointing else 3) * pictures
+
+    @property
     def average_decay(self) -> float | None:
         """The decay of the averaged weights; None where no average is kept."""
         ema = self.train.ema_config
@@ -498,19 +510,50 @@ class Job(Process):
         return f"\n  without effect here: {', '.join(self.idle)}" if self.idle else ""
 
 
+STAND_INS = {
+    "job": "extension", "name": "job", "type": "diffusion_trainer", "steps": 1,
+    "name_or_path": str(BUNDLED),
+}  # fmt: skip
+"""Of keys that a job must have: where one is missing or wrong, the rest is looked at with these."""
+
+
 def read_job(path: Path) -> Job:
     """Reads and checks a job file. Raises ConfigError, a sentence for each fault.
 
     Relative paths in it start at its folder; or, as in AI Toolkit, at the current one, where its
     data sets lie there.
     """
-    document = _parsed(path)
-    document, idle = without_idle(JobFile, _with_name(document))
-    config = read(JobFile, document).config
-    (process,) = config.process
+    job, faults = examine_job(read_document(path), path)
+    if faults or job is None:
+        raise ConfigError("\n".join(fault.sentence for fault in faults))
+    return job
+
+
+def examine_job(document: Mapping, path: Path) -> tuple[Job | None, list[Fault]]:
+    """A job file's content with all that is wrong with it; the job is None where too much is, and
+    without its wrong values otherwise."""
+    document, idle = without_idle(JobFile, document)
+    read, wrong = read_leniently(JobFile, document, STAND_INS)
+    faults = [Fault(sentence, _engines_own(fault)) for fault, sentence in wrong]
+    if read is None:
+        return None, faults
+    (process,) = read.config.process
     device = process.device or checks.best_device()
-    job = Job(**{**vars(process), "name": config.name, "idle": idle, "device": device})
-    return _resolved(job, path.resolve().parent)
+    job = Job(**{**vars(process), "name": read.config.name, "idle": idle, "device": device})
+    job = _resolved(job, path.resolve().parent)
+    stood_in = any(fault["loc"][-1:] == ("name_or_path",) for fault, _ in wrong)
+    return job, faults + [
+        each for each in checks.faults(job) if not (stood_in and "name_or_path" in each.sentence)
+    ]
+
+
+def _engines_own(fault: Any) -> bool:
+    """Whether AI Toolkit may be content with a value that the engine is not: one of a list, a key
+    that is only known there, more than one process, a null."""
+    if "soar" in fault["loc"]:
+        return False
+    kinds = ("unexpected_keyword_argument", "extra_forbidden", "literal_error", "too_long")
+    return fault["type"] in kinds or fault["input"] is None or fault["loc"][-1] == "steps"
 
 
 class _Loader(yaml.SafeLoader):
@@ -529,6 +572,11 @@ class _Loader(yaml.SafeLoader):
                 )
             seen[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+def read_document(path: Path) -> Mapping:
+    """A job file's content, [name] filled in. Raises ConfigError."""
+    return _with_name(_parsed(path))
 
 
 def _parsed(path: Path) -> Mapping:
@@ -588,13 +636,15 @@ def _resolved(job: Job, beside: Path) -> Job:
 
     sample, network, model = job.sample, job.network, absolute(job.model.name_or_path)
     start = network.pretrained_lora_path if network else None
-    job = replace(
+    probed = job.soar.probe_pictures
+    return replace(
         job,
         training_folder=Path(absolute(job.training_folder)),
         datasets=[
             replace(each, folder_path=absolute(folder) if folder in local else folder)
             for each, folder in zip(job.datasets, folders, strict=True)
         ],
+        soar=replace(job.soar, probe_pictures=probed and absolute(probed)),
         model=replace(job.model, name_or_path=model) if Path(model).exists() else job.model,
         network=network and replace(network, pretrained_lora_path=start and absolute(start)),
         sample=replace(
@@ -603,7 +653,3 @@ def _resolved(job: Job, beside: Path) -> Job:
             samples=[replace(each, prompt=filled(each.prompt)) for each in sample.samples],
         ),
     )
-    faults = checks.faults(job)
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return job

@@ -24,8 +24,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..config import ConfigError
 from ..objective import SOARResult, soar_backward
-from . import checkpoint, sampling
-from .callbacks import Average, Bar, Board, Metrics, Samples, Saving, interruption
+from ..probe import IN_TRAINING
+from . import checkpoint, probing, sampling
+from .callbacks import Average, Bar, Board, Metrics, Probe, Samples, Saving, interruption
 from .data import Draw, load_training_set, seeded_generator
 from .families import Features, load_family
 from .job import OPTIMIZERS, Job
@@ -120,7 +121,7 @@ class SOARTrainer(Trainer):
 
     def __init__(self, job: Job, say: Callable[[str], None] = print) -> None:
         args = training_arguments(job)
-        self.job, self.root = job, job.save_root
+        self.job, self.root, self.say = job, job.save_root, say
         os.environ.setdefault("WANDB_PROJECT", args.project)  # where the Trainer's callback looks
         self.half = HALVES.get(PRECISIONS.get(job.train.dtype, ""))
         self.family = load_family(
@@ -135,6 +136,7 @@ class SOARTrainer(Trainer):
         self.pictures = [] if job.train.disable_sampling else job.sample.pictures()
         prompts = [text for each in self.pictures for text in (each.prompt, each.neg or "")]
         self.sample_texts = sampling.encode(self.family, prompts, say)
+        self.held_out = self._held_out()
         # everything is encoded: the encoders' memory is the denoiser's
         self.family.free_encoders()
         self.family.load_denoiser(torch.float32 if job.network is None else None)
@@ -143,12 +145,12 @@ class SOARTrainer(Trainer):
         self.grad_norm = 0.0
         self.resumed_from: Path | None = None
         self.interrupted: Callable[[], bool] = lambda: False
-        self.average = Average(self)
+        self.average, self.probe = Average(self), Probe(self)
         super().__init__(
             model=self.pipeline.transformer,
             args=args,
             callbacks=[self.average, Metrics(self), Board(self), Bar(job.name), Samples(self),
-                       Saving(self)],
+                       self.probe, Saving(self)],
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
@@ -158,6 +160,12 @@ class SOARTrainer(Trainer):
                 "train.ema_config needs whole weights in each process, which FSDP and DeepSpeed "
                 "do not keep: leave it out."
             )
+
+    def _held_out(self) -> probing.Pictures | None:
+        """What is probed on while training."""
+        if not self.job.soar.probe_every:
+            return None
+        return probing.of_job(self.family, self.job, IN_TRAINING)
 
     def _make_trainable(self) -> None:
         """Freezes everything but the LoRA, or but the transformer; trained weights are float32
@@ -415,6 +423,8 @@ def train(
         say(f"resuming at step {checkpoint.step_of(saved)} of {job.train.steps}")
     for change in changes:
         say(f"  changed, and in force from here on: {change}")
+    if trainer.args.should_save:
+        checkpoint.write_run(job)
     with interruption() as trainer.interrupted:
         trainer.train(resume_from_checkpoint=str(saved) if saved else None)
         step = trainer.state.global_step
