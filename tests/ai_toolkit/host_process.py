@@ -15,8 +15,8 @@ its last and are back-propagated as one sum; `perfect`: from the third step on t
 with its target under the step's own noise, as a model that has nothing left to learn; `oom`: the
 first step's second point runs out of memory; `stop`: an interrupt after the second step; `waits`:
 calls of ours that would wait for a device are recorded; `watched`: memory and open files after each
-step; `timed`: processor time of steps, predictions and probes; `unrecorded`: nothing but what other flags
-ask for."""
+step; `timed`: processor time of steps, predictions and probes; `unrecorded`: nothing but what other
+flags ask for."""
 
 import functools
 import importlib
