@@ -476,12 +476,29 @@ def test_the_hybrids_of_the_probes_page():
         assert f"| {heads} |" in text
 
 
+def test_both_hosts_read_the_same():
+    found, text = result("probe_in_host"), page("probe")
+    ours, theirs = found["engine"], found["ai_toolkit"]
+    for host, rows in (("AI Toolkit", theirs), ("soarflow", ours)):
+        cells = (f"{row['drift']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows)
+        assert f"| {host} | " + " | ".join(cells) + " |" in text
+    setting = found["setting"]
+    assert f"In both hosts, {setting['number']} of those pictures" in text
+    assert f"{setting['num_steps']} steps at guidance {setting['cfg_scale']:g}: every" in text
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["sigma"] == other["sigma"]
+        assert one["low"] < other["high"] and other["low"] < one["high"]
+
+
 def test_what_probes_cost():
     soar, plain = result("drift")["cost"]
-    assert (soar["type"], soar["batch_size"]) == ("SOARTrainer", 8)
-    assert soar["share_percent"] < 2
-    words = f"batch 8: {soar['share_percent']:.1f} % of the time of SOAR at the defaults, "
-    assert words + f"{plain['share_percent']:.1f} % of plain training's" in page("probe")
+    host = result("probe_in_host")["cost"]
+    assert (soar["type"], soar["batch_size"], host["batch_size"]) == ("SOARTrainer", 8, 8)
+    assert soar["share_percent"] < 2 and host["share_percent"] < 2
+    text = page("probe")
+    assert f"{soar['share_percent']:.1f} % of the training's time in soarflow, " in text
+    assert f"{host['share_percent']:.1f} % in AI Toolkit" in text
+    assert f"are shorter, {plain['share_percent']:.1f} %." in text
 
 
 def test_little_is_what_the_advice_takes_for_little():
