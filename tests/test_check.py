@@ -390,6 +390,12 @@ def test_what_cannot_be_measured_is_told(document, process, write_job, capsys):
     assert code == 2 and "--measure needs a job that the engine takes" in said
 
 
+def test_a_machine_without_the_jobs_device_measures_nothing(document, process, write_job, capsys):
+    process["device"] = "cuda:99"
+    code, said = checked(document, write_job, capsys, "--measure")
+    assert code == 2 and "--measure needs the job's device: device must be" in said
+
+
 def real(document, write_job, **model):
     """A job of a released model, at the settings of docs/memory.md."""
     process = document["config"]["process"][0]

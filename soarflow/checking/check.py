@@ -71,7 +71,10 @@ def check(path: Path, *, seconds: float | None = None, measured: bool = False) -
                 "--measure needs a job that the engine takes: time a few steps in AI Toolkit, and "
                 "give --seconds-per-step."
             )
-        if measured and not device_fault(job.device):
+        fault = device_fault(job.device)
+        if measured and fault:
+            raise ConfigError(f"--measure needs the job's device: {fault}")
+        if measured:
             seconds = measure(job)
         trains = _process(document).get("type") != PROBE
         for line in (

@@ -20,6 +20,7 @@ NUM_COLOURS = 8
 MOST_SAMPLINGS, FEW_SAMPLINGS, MOST_LEVELS = 9, 5, 6
 SMALL, LARGEST_SIDE = 128, 512
 """Pixels: up to the first a picture is shown with its pixels; what is over the second is shrunk."""
+BESIDE = 0.006
 PLACES = ("name", "training_folder")
 
 
@@ -238,7 +239,8 @@ def _drift(runs: Sequence[Run]) -> dict[str, Any]:
             last = probe == len(run.probes) - 1
             label = f"{run.name}, {'last' if last else 'first'} measurement"
             style = _colour(index) + ("" if last else " before")
-            lines.append(_by_level(label, style, run.probes[probe].levels))
+            aside = (index - (len(runs) - 1) / 2) * BESIDE
+            lines.append(_by_level(label, style, run.probes[probe].levels, aside))
     around = [
         each
         for run in runs
@@ -257,8 +259,10 @@ def _drift(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _by_level(label: str, style: str, levels: Sequence[dict[str, float]]) -> Line:
-    ordered = sorted(levels, key=lambda each: each["sigma"])
+def _by_level(label: str, style: str, levels: Sequence[dict[str, float]], aside: float) -> Line:
+    """Drift over the level, moved a little aside so that runs' intervals do not hide each other."""
+    moved = ({**each, "sigma": each["sigma"] + aside} for each in levels)
+    ordered = sorted(moved, key=lambda each: each["sigma"])
     points = [(each["sigma"], each["drift"]) for each in ordered]
     return Line(label, style, points, _around(ordered, "sigma"), marked=True)
 
@@ -277,12 +281,18 @@ def _over_steps(run: Run, low: float, high: float) -> dict[str, Any] | None:
     sigmas = thinned(sorted({row["sigma"] for row in rows}), MOST_LEVELS)
     if len({row["step"] for row in rows}) < 2:
         return None
+    shades = [
+        f"v{round(index * (MOST_LEVELS - 1) / max(len(sigmas) - 1, 1))}"
+        for index in range(len(sigmas))
+    ]
     lines = []
     for index, sigma in enumerate(sigmas):
         mine = [row for row in rows if row["sigma"] == sigma]
         points = [(row["step"], row["drift"]) for row in mine]
-        lines.append(Line(f"sigma {sigma:g}", f"v{index}", points, _around(mine, "step")))
-    legend = [{"name": f"{sigma:g}", "colour": f"v{index}"} for index, sigma in enumerate(sigmas)]
+        lines.append(Line(f"sigma {sigma:g}", shades[index], points, _around(mine, "step")))
+    legend = [
+        {"name": f"{sigma:g}", "colour": shade} for sigma, shade in zip(sigmas, shades, strict=True)
+    ]
     svg = chart(f"Drift of {run.name}", lines, at=1.0, low=low, high=high)
     return {"name": run.name, "levels": legend, "svg": svg}
 

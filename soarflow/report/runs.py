@@ -5,7 +5,7 @@ import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -97,10 +97,11 @@ def read_runs(folders: list[Path]) -> list[Run]:
     """The runs of these folders, their names made different. Raises ConfigError."""
     runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
-    for run in runs:
-        if names.count(run.name) > 1:
-            object.__setattr__(run, "name", f"{run.folder.parent.name}/{run.name}")
-    return runs
+    return [
+        replace(run, name=f"{run.folder.parent.name}/{run.name}")
+        if names.count(run.name) > 1 else run
+        for run in runs
+    ]  # fmt: skip
 
 
 def read_run(folder: Path) -> Run:
