@@ -51,9 +51,10 @@ def hybrids(number: int) -> dict:
         setting = Setting(num_steps=num_steps, cfg_scale=cfg_scale)
         rows = probing.hybrids(family, pictures, setting)
         found[way] = [
-            {"fine_steps": row.switch, "sigma": round(row.sigma, 4), "score": round(row.score, 4)}
+            {"fine_steps": row.switch, "sigma": round(row.sigma, 4),
+             "score": round(row.scores["graded score"], 4)}
             for row in rows
-        ]
+        ]  # fmt: skip
         print(way, found[way], flush=True)
     return found
 

@@ -12,8 +12,8 @@ from typing import Any
 from .probe import Drift, NoiseNorm, Setting
 
 LITTLE = 0.1
-"""Up to here a step loses little: our judgement. An exact model, with nothing to correct, reads up
-to so much at 30 steps."""
+"""Up to here a step loses little: a judgement, in sight of what an exact model reads at 30 steps,
+which has nothing to correct (docs/probe.md)."""
 DRIFT_FILE, HISTORY_FILE, FIGURE_FILE = "drift.json", "drift.jsonl", "drift.png"
 
 
@@ -47,7 +47,7 @@ class Probed:
             "levels": [_plain(row) for row in self.levels],
             "noise_norm": [_plain(row) for row in self.noise_norm],
             "hybrid": [
-                {"fine_steps": row.switch, "sigma": round(row.sigma, 4), "score": row.score}
+                {"fine_steps": row.switch, "sigma": round(row.sigma, 4), "scores": row.scores}
                 for row in self.hybrid
             ],
             "advice": advice(self),
@@ -132,14 +132,14 @@ def hybrid_in_words(probed: Probed) -> list[str]:
     number = probed.setting.num_steps
     said = ["drawn finely down to sigma, and from there as users draw (the rows of the grid):"]
     for row in rows:
-        score = "" if row.score is None else f", graded score {row.score:.3f}"
+        scores = "".join(f", {name} {value:.3f}" for name, value in row.scores.items())
         kind = {0: ", all coarse", number: ", all fine"}.get(row.switch, "")
-        said.append(f"  sigma {row.sigma:.2f}{kind}{score}")
-    if first.score is not None:
-        said.append(
-            f"finer steps alone win {last.score - first.score:+.3f}: the most that any correction "
-            "of steps can win"
-        )
+        said.append(f"  sigma {row.sigma:.2f}{kind}{scores}")
+    said += [
+        f"finer steps alone win {last.scores[name] - first.scores[name]:+.3f} in {name}: the most "
+        "that any correction of steps can win"
+        for name in first.scores
+    ]
     return said
 
 

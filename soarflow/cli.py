@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a grid of pictures drawn finely down to a level and coarsely below: what better "
         "sampling alone could win",
     )  # fmt: skip
+    option("--clip", help="score them with this CLIP model: its folder, or owner/model")
 
     option = add(_sample, "draw pictures for prompts")
     option("prompts", nargs="+", help="one or more prompts; several give a grid")

@@ -28,6 +28,7 @@ from soarflow.engine.families import FAMILIES, Quantization, load_family
 from soarflow.engine.families.base import Pretrained
 from soarflow.engine.job import Network, read_job
 from soarflow.engine.lora import add_lora, layers_of, written
+from soarflow.engine.pictures import to_pixels
 from soarflow.rollout import guide, ode_step
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "engine").glob("*.yaml"))
@@ -133,6 +134,8 @@ def test_pictures_become_the_latents_that_the_pipeline_decodes(family):
     video = pixels.unsqueeze(2) if type(family).__name__ == "QwenImage" else pixels
     decoded = vae.decode(vae.encode(video).latent_dist.mode(), return_dict=False)[0]
     close(drawn.images, (decoded.reshape(pixels.shape) / 2 + 0.5).clamp(0, 1))
+    (ours,) = family.decode_latents(z)
+    assert (to_pixels(ours, ours.size) / 2 + 0.5 - drawn.images[0]).abs().max() < 1 / 254
 
 
 @torch.no_grad()

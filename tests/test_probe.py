@@ -1,6 +1,7 @@
 """The drift of models whose answers are known, against closed forms."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +129,12 @@ def test_the_numbers_of_a_mixture_are_those_of_its_posterior(num_steps):
         known = drift_of_the_mixture(row.sigma, num_steps)
         assert known > 1.0001 and row.drift == pytest.approx(known, rel=0.01)
         assert row.low < known < row.high
+
+
+def test_the_page_tells_what_an_exact_model_reads():
+    page = (Path(__file__).parent.parent / "docs" / "probe.md").read_text(encoding="utf-8")
+    most = max(drift_of_the_mixture(hundredths / 100, 30) for hundredths in range(10, 100, 5))
+    assert f"up to {most:.2f} at 1/30" in page
 
 
 def test_an_exact_model_reads_one_in_the_limit_of_small_steps():

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from ai_toolkit.tiny.first import clip as tiny_clip
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from soarflow import ConfigError
 from soarflow.advice import LITTLE, Probed, advice, figure, sentence, side_by_side, table
 from soarflow.cli import main
 from soarflow.engine import probing
+from soarflow.engine.clip import clip_score
 from soarflow.engine.families import load_family
 from soarflow.engine.job import read_job
 from soarflow.engine.pictures import to_pixels
@@ -324,7 +327,7 @@ def test_the_hybrids_ends_are_the_models_coarse_and_fine_drawings(pipeline_folde
         *_, (latents, _) = walk(held, drawing)
         expected = family.decode_latents(latents.detach())
         assert [image.tobytes() for image in row.images] == [image.tobytes() for image in expected]
-    assert all(0 <= row.score <= 1 for row in rows)
+    assert all(0 <= row.scores["graded score"] <= 1 for row in rows)
 
 
 def test_latents_are_decoded_to_the_pictures_that_they_are_of():
@@ -342,7 +345,49 @@ def test_the_grid_and_its_scores(tmp_path, capsys):
     out, rows = capsys.readouterr().out, json.loads(numbers.read_text())["hybrid"]
     assert Image.open(file).size == (3 * 66 - 2, 3 * 66 - 2)
     assert [row["fine_steps"] for row in rows] == [0, 1, 2]
-    assert f"sigma 1.00, all coarse, graded score {rows[0]['score']:.3f}" in out
-    assert f"sigma 0.00, all fine, graded score {rows[-1]['score']:.3f}" in out
-    won = rows[-1]["score"] - rows[0]["score"]
-    assert f"finer steps alone win {won:+.3f}" in out
+    coarse, _, fine = (row["scores"]["graded score"] for row in rows)
+    assert f"sigma 1.00, all coarse, graded score {coarse:.3f}" in out
+    assert f"sigma 0.00, all fine, graded score {fine:.3f}" in out
+    assert f"finer steps alone win {fine - coarse:+.3f} in graded score" in out
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer, text = tiny_clip()
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 32, "patch_size": 8}  # fmt: skip
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_a_clip_model_scores_pictures_that_no_evaluator_reads(
+    clip_folder, pipeline_folder, image_folder, tmp_path, capsys
+):
+    words = ["probe", str(pipeline_folder), "--pictures", str(image_folder), "--number", "2",
+             "--resolution", "64", "--num-steps", "2", "--hybrid", str(tmp_path / "grid.png"),
+             "--clip", str(clip_folder)]  # fmt: skip
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.count(", CLIP score ") == 3 and "graded score" not in out
+    assert main([*words[:-1], str(tmp_path)]) == 2
+    assert f"--clip {tmp_path} cannot be loaded as a CLIP model" in capsys.readouterr().err
+
+
+def test_the_clip_score_is_a_hundred_cosines(clip_folder):
+    image = render(draw_scenes(1, 1)[0].things)
+    model, processor = (each.from_pretrained(clip_folder) for each in (CLIPModel, CLIPProcessor))
+    cosines = []
+    for caption in ("a circle", "two crosses"):
+        parts = processor(text=[caption], images=[image], return_tensors="pt", padding=True)
+        with torch.no_grad():
+            # logits are exp(logit_scale) times the cosine
+            found = model(**parts).logits_per_image.item() / model.logit_scale.exp().item()
+        cosines.append(max(found, 0))
+    expected = 100 * sum(cosines) / 2
+    score = clip_score(str(clip_folder))
+    assert score([image] * 2, ["a circle", "two crosses"]) == pytest.approx(expected, abs=1e-4)

@@ -1,9 +1,10 @@
 """The probe inside AI Toolkit: `soar: {probe_every: N}` while training, and `type: SOARProbe`,
 which trains nothing.
 
-A picture is probed where it would be trained on: the host reads and encodes it, makes a state of
-it, and asks for its loss; there the model is measured at the probe's levels in place of a loss. So
-whatever the host gives an architecture, the probe has too. All of it has generators of its own.
+Pictures are probed where they would be trained on: the host reads and encodes them, makes states of
+them, and asks for their loss; there the model is measured at the probe's levels in place of a loss.
+So whatever the host gives an architecture, the probe has too. All of it has generators of its
+own.
 """
 
 import json
@@ -135,26 +136,35 @@ class Probing(Correction):
         return found, summarise(join(parts), setting.levels)
 
     def _on_pictures(self, number: int, do: Any) -> int:
-        """Lets the host prepare the first pictures one by one, each from a seed of its own, and
-        does something with what becomes of them; returns their number."""
-        dataset, indices = self._first_pictures(number)
-        logs, slope = dict(self.additional_logs), self._slope
+        """Lets the host prepare the first pictures in its own batches, each from a seed of its own,
+        and does something with what becomes of them; returns their number."""
+        dataset, places = self._first_pictures(number)
+        logs = dict(self.additional_logs)
         with self._as_in_drawing():
-            for index in indices:
-                with apart(self.device_torch, index):
+            for seed, batch in enumerate(self._batches(dataset, places)):
+                with apart(self.device_torch, seed):
                     self._measuring = do
                     try:
-                        self._take(dataset, index)
+                        self._take(dataset, batch)
                     finally:
                         self._measuring = self._primary = None
         self.additional_logs = logs
-        self._slope = self._slope if slope is None else slope
-        return len(indices)
+        return len(places)
 
-    def _take(self, dataset: Any, index: int) -> None:
+    def _batches(self, dataset: Any, places: list[int]) -> Iterator[list[int]]:
+        """Pictures of one bucket of the host's, as many as it trains on together."""
+        buckets = [bucket.file_list_idx for bucket in dataset.buckets.values()]
+        together = self.train_config.batch_size
+        for bucket in buckets or [[place] for place in places]:
+            members = [place for place in places if place in bucket]
+            for start in range(0, len(members), together):
+                yield members[start : start + together]
+
+    def _take(self, dataset: Any, places: list[int]) -> None:
         from toolkit.data_transfer_object.data_loader import DataLoaderBatchDTO
 
-        batch = DataLoaderBatchDTO(file_items=[dataset._get_single_item(index)])
+        items = [dataset._get_single_item(place) for place in places]
+        batch = DataLoaderBatchDTO(file_items=items)
         try:
             self.train_single_accumulation(batch)
         finally:
@@ -256,14 +266,16 @@ class OnlyProbing(Probing):
         """Along whole drawings; not for a model that is drawn by another schedule than ours."""
         if not self.sd.is_flow_matching:
             return []
+        numbers: list[int] = []
         parts: list[list[NoiseNorm]] = []
         drawings = replace(setting, shift=self._shift())
 
         def draw(held: Held) -> None:
+            numbers.append(len(held.x0))
             parts.append(noise_norms([held], drawings))
 
         self._on_pictures(DRAWN, draw)
-        return [_mean(rows) for rows in zip(*parts, strict=True)]
+        return [_mean(rows, numbers) for rows in zip(*parts, strict=True)]
 
     def _write(self, probed: Probed) -> None:
         root = Path(self.save_root)
@@ -280,8 +292,11 @@ class OnlyProbing(Probing):
         """Nothing was trained."""
 
 
-def _mean(rows: tuple[NoiseNorm, ...]) -> NoiseNorm:
-    """Of one level, over pictures."""
-    sampled = sum(row.sampled for row in rows) / len(rows)
-    on_path = sum(row.on_path for row in rows) / len(rows)
+def _mean(rows: tuple[NoiseNorm, ...], numbers: list[int]) -> NoiseNorm:
+    """Of one level, over batches of so many pictures."""
+    sampled, on_path = (
+        sum(getattr(row, key) * number for row, number in zip(rows, numbers, strict=True))
+        / sum(numbers)
+        for key in ("sampled", "on_path")
+    )
     return NoiseNorm(rows[0].sigma, sampled / on_path, sampled, on_path)

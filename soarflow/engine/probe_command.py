@@ -16,6 +16,7 @@ from ..settings import HIGHEST_SEED
 from ..tinyscenes import BUNDLED
 from . import probing
 from .checks import best_device, is_hub_name
+from .clip import clip_score
 from .families import FAMILIES, Family, load_family
 from .job import Dataset, Job, read_job
 from .sampling import grid
@@ -96,7 +97,9 @@ def _probe(target: Target, args: argparse.Namespace) -> Iterator[Probed]:
         found = probing.probe(family, pictures, setting, name, args.seed)
         if not args.hybrid:
             return found
-        return replace(found, hybrid=probing.hybrids(family, pictures, setting, args.seed))
+        judges = {"CLIP score": clip_score(args.clip)} if args.clip else {}
+        drawn = probing.hybrids(family, pictures, setting, args.seed, judges=judges)
+        return replace(found, hybrid=drawn)
 
     before = probe(base, f"{name}, before" if job else name)
     yield before

@@ -1,6 +1,6 @@
 """The probe on what the engine loads: pictures and captions that are held out, in batches."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import Any
@@ -33,8 +33,8 @@ class Pictures:
     empty: Text
     name: str
     seen: bool
-    captions: Sequence[Any] = ()
-    """The bundled world's own, which its evaluator reads."""
+    captions: Sequence[Any]
+    """Texts, or the bundled world's own captions, which its evaluator reads."""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -84,7 +84,7 @@ def encode(
         {key: value.cpu() for key, value in text.items()}
         for text in family.encode_text([*captions, ""])
     )
-    return Pictures(latents, texts, empty, name, seen)
+    return Pictures(latents, texts, empty, name, seen, captions)
 
 
 def of_folder(
@@ -104,7 +104,8 @@ def of_job(family: Family, job: Job, number: int) -> Pictures:
     dataset, folder = job.datasets[0], job.soar.probe_pictures
     if folder is not None:
         dataset = replace(dataset, folder_path=folder)
-    return of_folder(family, dataset, number, job.trigger_word, seen=folder is None)
+    trigger_word = dataset.trigger_word or job.trigger_word
+    return of_folder(family, dataset, number, trigger_word, seen=folder is None)
 
 
 def of_scenes(family: Family, number: int, seed: int = 33) -> Pictures:
@@ -132,17 +133,22 @@ def probe(family: Family, pictures: Pictures, setting: Setting, name: str, seed:
 @dataclass(frozen=True)
 class Hybrid:
     """Drawings that are fine for the first `switch` steps, down to `sigma`, and coarse from there;
-    `score` is the mean graded score, None where there is no evaluator."""
+    `scores` by the name of the measure."""
 
     switch: int
     sigma: float
     images: list[Image.Image]
-    score: float | None
+    scores: dict[str, float]
+
+
+Judge = Callable[[list[Image.Image], list[str]], float]
+"""The score of pictures against their captions' texts."""
 
 
 def hybrids(
-    family: Family, pictures: Pictures, setting: Setting, seed: int = 0, rows: int = 5
-) -> list[Hybrid]:
+    family: Family, pictures: Pictures, setting: Setting, seed: int = 0, rows: int = 5,
+    judges: Mapping[str, Judge] | None = None,
+) -> list[Hybrid]:  # fmt: skip
     """From all coarse to all fine, in `rows` drawings of each caption from its picture's noise;
     those from the first picture of another size on are left out."""
     family.pipeline.transformer.eval()
@@ -157,15 +163,23 @@ def hybrids(
         for switch, latents in zip(switches, hybrid(held, drawings, switches), strict=True):
             images[switch] += family.decode_latents(latents)
     levels = schedule(number, drawings.shift)
-    return [Hybrid(switch, levels[switch], drawn, _score(drawn, pictures.captions))
-            for switch, drawn in images.items()]  # fmt: skip
+    return [
+        Hybrid(switch, levels[switch], drawn, _scores(drawn, pictures.captions, judges or {}))
+        for switch, drawn in images.items()
+    ]
 
 
-def _score(images: list[Image.Image], captions: Sequence[Any]) -> float | None:
+def _scores(
+    images: list[Image.Image], captions: Sequence[Any], judges: Mapping[str, Judge]
+) -> dict[str, float]:
+    from ..tinyscenes.captions import Caption
     from ..tinyscenes.evaluator import evaluate_image
 
-    if not captions:
-        return None
-    scores = [evaluate_image(image, each).score
-              for image, each in zip(images, captions, strict=True)]  # fmt: skip
-    return sum(scores) / len(scores)
+    captions = captions[: len(images)]
+    texts = [str(each) for each in captions]
+    scores = {name: judge(images, texts) for name, judge in judges.items()}
+    if all(isinstance(each, Caption) for each in captions):
+        pairs = zip(images, captions, strict=True)
+        graded = [evaluate_image(image, caption).score for image, caption in pairs]
+        scores["graded score"] = sum(graded) / len(graded)
+    return scores

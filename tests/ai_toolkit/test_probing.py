@@ -16,7 +16,7 @@ from soarflow.tinyscenes.scenes import draw_scenes, write_folder
 
 from .host import SOAR
 
-TINY = ["flux", "sd1", "wan21", "prx_pixel", "flux_kontext"]
+TINY = ["flux", "sd1", "wan22_14b", "prx_pixel", "flux_kontext", "ace_step_15"]
 
 
 def own_draws(losses):
