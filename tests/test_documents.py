@@ -219,7 +219,7 @@ def test_the_step_times():
     plain, checkpointed = result("step_time")["rows"]
     host = result("host_step_time")
     for label, ratio, floor in (
-        ("our engine, bundled model, 2 threads", plain["time_ratio"], plain["floor"]),
+        ("our engine, bundled model, 1 thread", plain["time_ratio"], plain["floor"]),
         (
             "the same with gradient checkpointing",
             checkpointed["time_ratio"],
