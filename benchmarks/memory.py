@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from soarflow.checking.memory import BYTES, COPY, RANK, TRAINED
 from soarflow.engine.families import FAMILIES
-from soarflow.engine.job import Network
 from soarflow.engine.lora import add_lora
+from soarflow.engine.sections import Network
 
 FILE = record.RESULTS / "memory.json"
 SIDE = 128

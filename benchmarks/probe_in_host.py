@@ -16,7 +16,7 @@ import torch
 
 from soarflow.engine import probing
 from soarflow.engine.families import load_family
-from soarflow.engine.job import Dataset
+from soarflow.engine.sections import Dataset
 from soarflow.probe import IN_TRAINING, Setting, drift
 from soarflow.tinyscenes import BUNDLED
 from soarflow.tinyscenes.scenes import draw_scenes, write_folder

@@ -520,7 +520,7 @@ def test_training_looks_at_pictures_before_it_loads_anything(
 
 
 def test_a_hub_name_is_named_and_not_fetched():
-    from soarflow.engine.job import Dataset
+    from soarflow.engine.sections import Dataset
 
     seen = pictures.look(Dataset(folder_path="org/name"), None)
     assert seen.found_words == "data set org/name of the hub: training fetches and reads it"

@@ -21,7 +21,8 @@ from soarflow import ConfigError
 from soarflow.cli import main
 from soarflow.engine import checkpoint, sampling, trainer
 from soarflow.engine.callbacks import interruption
-from soarflow.engine.job import OTHER_OPTIMIZERS, SCHEDULERS, read_job
+from soarflow.engine.job import read_job
+from soarflow.engine.sections import OTHER_OPTIMIZERS, SCHEDULERS
 
 SLOW = pytest.mark.slow
 

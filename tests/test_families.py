@@ -26,9 +26,10 @@ from soarflow import ConfigError
 from soarflow.cli import main
 from soarflow.engine.families import FAMILIES, Quantization, load_family
 from soarflow.engine.families.base import Pretrained
-from soarflow.engine.job import Network, read_job
+from soarflow.engine.job import read_job
 from soarflow.engine.lora import add_lora, layers_of, written
 from soarflow.engine.pictures import to_pixels
+from soarflow.engine.sections import Network
 from soarflow.rollout import guide, ode_step
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "engine").glob("*.yaml"))

@@ -8,7 +8,8 @@ import pytest
 from soarflow import ConfigError
 from soarflow.bundled.demo import job_document
 from soarflow.cli import main
-from soarflow.engine.job import JobFile, read_job
+from soarflow.engine.job import read_job
+from soarflow.engine.sections import JobFile
 from soarflow.settings import read
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from ..config import ConfigError
 from ..engine.checks import Fault, is_hub_name
 from ..engine.data import is_listed
-from ..engine.job import Dataset, Job
+from ..engine.job import Job
 from ..engine.pictures import read_picture
+from ..engine.sections import Dataset
 from ..engine.sources import caption_beside, caption_of, loose_pictures, open_source, read_bytes
 
 MOST = 20

@@ -22,8 +22,9 @@ from torch import Tensor
 from ..config import ConfigError
 from .cache import FORMAT, ArrowFile, Store, is_writable, read_arrow
 from .families import Family, Features, Text, fingerprint
-from .job import Dataset, Job
+from .job import Job
 from .pictures import bucket_size, read_picture, to_pixels
+from .sections import Dataset
 from .sources import Picture, Source, caption_of, open_source, with_trigger
 
 LISTING = {

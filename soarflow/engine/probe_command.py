@@ -18,8 +18,9 @@ from . import probing
 from .checks import best_device, is_hub_name
 from .clip import clip_score
 from .families import FAMILIES, Family, load_family
-from .job import Dataset, Job, read_job
+from .job import Job, read_job
 from .sampling import grid
+from .sections import Dataset
 from .weights import load_lora, load_transformer, newest_weights
 
 JOB_FILES = (".yaml", ".yml")

@@ -13,8 +13,9 @@ from ..advice import Probed
 from ..probe import Held, Setting, drift, hybrid, noise_norms, schedule
 from .data import seeded_generator
 from .families import Family, Features, Text
-from .job import Dataset, Job
+from .job import Job
 from .pictures import bucket_size, read_picture, to_pixels
+from .sections import Dataset
 from .sources import caption_of, open_source, with_trigger
 
 DRAWN = 16

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from ..config import SOARConfig
 from ..settings import annotation_of, fields_of, in_yaml, rule_of
 from .host_keys import AS_HERE, TAKEN
-from .job import (
+from .sections import (
     EMA,
     Config,
     Dataset,

@@ -29,10 +29,11 @@ from . import checkpoint, probing, sampling
 from .callbacks import Average, Bar, Board, Metrics, Probe, Samples, Saving, interruption
 from .data import Draw, load_training_set, seeded_generator
 from .families import Features, load_family
-from .job import OPTIMIZERS, Job
+from .job import Job
 from .levels import draw_sigma, loss_weighting
 from .lora import add_lora
 from .losses import LOSSES
+from .sections import OPTIMIZERS
 
 ROOT_MEAN_SQUARES = ("step_size", "correction_size")
 PRECISIONS = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"}
