@@ -18,6 +18,7 @@ from .terminal import (
     output_folder,
     path_from_here,
     show_table,
+    silence_kernels,
     silence_loading_bars,
 )
 from .tinyscenes import BUNDLED
@@ -31,8 +32,8 @@ LARGEST_SCALE = 64
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
+    silence_kernels()
     try:
         return args.run(args)
     except ConfigError as error:

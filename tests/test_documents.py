@@ -58,7 +58,7 @@ def test_every_link_leads_to_a_file(name):
     assert [each for each in targets if not (file.parent / each).exists()] == []
 
 
-@pytest.mark.parametrize("name", set(PAGES) - {"README"})
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - {"README"}))
 def test_a_page_says_whom_it_is_for_and_has_something_to_copy(name):
     text = PAGES[name].read_text(encoding="utf-8")
     assert text.split("\n\n")[1].startswith("For ")

@@ -288,7 +288,12 @@ def a_life(train, folder, arch, *options):
 
 
 LIVES = list(product((LORA, FULL), (GUIDED, UNGUIDED), (CACHED, UNCACHED)))
-QUICK = [(LORA, GUIDED, CACHED), (FULL, UNGUIDED, UNCACHED)]
+QUICK = [
+    *((arch, (LORA, GUIDED, CACHED)) for arch in FAMILIES),
+    ("qwen_image", (FULL, UNGUIDED, UNCACHED)),
+]
+EIGHT_BITS = [("sd3", "int8"), ("flux", "qfloat8")]
+"""What is not marked slow."""
 
 
 # ComfyUI takes `transformer.{layer}.lora_A.weight` and lora_B of the layers that it has a name for,
@@ -311,8 +316,7 @@ def assert_comfyui_reads(root, arch):
     assert weights and [each for each in weights if not key.fullmatch(each)] == []
 
 
-@pytest.mark.parametrize("options", QUICK, ids=["LoRA, guided, cached", "full, unguided, uncached"])
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize(("arch", "options"), QUICK, ids=lambda each: str(each)[:10])
 def test_a_life(train, tiny, arch, options):
     root = a_life(train, tiny(arch), arch, *options)
     if options[0] is LORA:
@@ -384,8 +388,13 @@ def test_a_library_that_is_missing_is_one_sentence(monkeypatch):
             Quantization(None, qtype)
 
 
-@pytest.mark.parametrize("qtype", ["int8", "qfloat8"])
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize(
+    ("arch", "qtype"),
+    [
+        pytest.param(arch, qtype, marks=[] if (arch, qtype) in EIGHT_BITS else pytest.mark.slow)
+        for arch, qtype in product(FAMILIES, ("int8", "qfloat8"))
+    ],
+)
 def test_a_lora_beside_weights_of_eight_bits(train, tiny, loads, arch, qtype):
     pytest.importorskip("torchao")
     sections = {"train": {"disable_sampling": False, "dtype": "bf16"}, "sample": SAMPLE}

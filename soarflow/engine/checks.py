@@ -24,7 +24,7 @@ class Fault:
 def faults(job: Any) -> list[Fault]:
     """Each thing that is not there or cannot be used, all at once."""
     everywhere = (*_data(job), *_places(job), *_output(job), *_optimizer(job.train))
-    here = (*_pipeline(job), *_network(job), *_samples(job))
+    here = (*_pipeline(job), *_network(job), *_samples(job), *_told(job.told))
     return [Fault(each) for each in everywhere] + [Fault(each, True) for each in here]
 
 
@@ -87,7 +87,12 @@ def _places(job: Any) -> Iterator[str]:
 
 
 def _pipeline(job: Any) -> Iterator[str]:
-    """A model that is there and no pipeline of diffusers'."""
+    """A model that is there and no pipeline of diffusers', or that is trained in another way."""
+    if job.model.arch == "flux" and job.train.bypass_guidance_embedding:
+        yield (
+            "train.bypass_guidance_embedding must be false with arch flux: the engine trains "
+            "FLUX.1 with its guidance input at 1. Other ways are AI Toolkit's."
+        )
     name = Path(job.model.name_or_path)
     if not name.exists():
         return
@@ -152,6 +157,20 @@ def _samples(job: Any) -> Iterator[str]:
                 yield f"sample.{where} must be a multiple of {multiple}, got {size}."
         if not own:
             return  # all of one size
+
+
+def _told(names: list[str]) -> Iterator[str]:
+    if not names:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    here = get_available_reporting_integrations()
+    for name in names:
+        if name not in here:
+            yield (
+                f"train.report_to and logging must name what is installed, got {name}: "
+                f"pip install {name}, or leave it out."
+            )
 
 
 def _size_multiple(model: Path) -> int:

@@ -155,6 +155,12 @@ class Save(Engine):
     """Weights and the state for a resume are written every so many steps."""
     max_step_saves_to_keep: Count = 4
     """Older weights than the last so many are removed."""
+    push_to_hub: Flag = False
+    """Upload the finished weights to the Hugging Face hub."""
+    hf_repo_id: Text | None = None
+    """The repository there, owner/name; left out, the job's name among your own."""
+    hf_private: Flag = False
+    """Whether the repository is made a private one."""
 
 
 @section
@@ -250,6 +256,8 @@ class Train(Engine):
     """The denoiser is what is trained."""
     train_text_encoder: Literal[False] = False
     """Text encoders stay as they are."""
+    bypass_guidance_embedding: Flag = False
+    """Train FLUX.1 without its guidance input: AI Toolkit's alone; other models have none."""
     ema_config: EMA | None = None
     """A running average of the weights."""
     disable_sampling: Flag = False
@@ -367,6 +375,18 @@ class Sample(Engine):
 
 
 @section
+class Logging(Engine):
+    """Who else is told the metrics."""
+
+    use_wandb: Flag = False
+    """Send them to Weights & Biases, which is to be installed."""
+    project_name: Text | None = None
+    """The project there."""
+    run_name: Text | None = None
+    """The run's name there; left out, the job's."""
+
+
+@section
 class Process(Engine):
     """A training run."""
 
@@ -395,6 +415,8 @@ class Process(Engine):
     """The LoRA; left out, all weights are trained."""
     save: Save = field(default_factory=Save)
     """How weights are written."""
+    logging: Logging = field(default_factory=Logging)
+    """Who else is told the metrics."""
     datasets: Annotated[
         list[Dataset],
         Field(min_length=1),
@@ -464,6 +486,12 @@ class Job(Process):
         """The decay of the averaged weights; None where no average is kept."""
         ema = self.train.ema_config
         return ema.ema_decay if ema and ema.use_ema else None
+
+    @property
+    def told(self) -> list[str]:
+        """Who is told the metrics beside metrics.jsonl and TensorBoard, by transformers' names."""
+        named = [*self.train.report_to, *(["wandb"] if self.logging.use_wandb else [])]
+        return [name for name in dict.fromkeys(named) if name != "tensorboard"]
 
     def describe(self) -> str:
         """The resolved settings and the cost multiplier, one line each."""

@@ -15,6 +15,7 @@ from .job import (
     Config,
     Dataset,
     JobFile,
+    Logging,
     Model,
     Network,
     NetworkKwargs,
@@ -27,7 +28,7 @@ from .job import (
 
 SECTIONS = {
     "": JobFile, "config": Config, "config.process[0]": Process, "soar": SOARConfig,
-    "network": Network, "network.network_kwargs": NetworkKwargs, "save": Save,
+    "logging": Logging, "network": Network, "network.network_kwargs": NetworkKwargs, "save": Save,
     "datasets[0]": Dataset, "train": Train,
     "train.ema_config": EMA, "model": Model, "sample": Sample,
     "sample.samples[0]": Picture,

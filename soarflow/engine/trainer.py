@@ -8,6 +8,7 @@ samples, what a checkpoint holds, and the callbacks.
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -73,8 +74,10 @@ def training_arguments(job: Job) -> TrainingArguments:
             torch_compile=job.model.compile,
             seed=train.seed,
             use_cpu=job.device == "cpu",
-            report_to=[name for name in train.report_to if name != "tensorboard"] or "none",
-            run_name=job.name,
+            report_to=job.told or "none",
+            project=job.logging.project_name or "soarflow",
+            run_name=job.logging.run_name or job.name,
+            trackio_space_id=None,  # on this machine, not in a Space of the hub
             logging_strategy="no",
             logging_nan_inf_filter=False,
             save_strategy="no",  # callbacks.Saving says when
@@ -119,6 +122,7 @@ class SOARTrainer(Trainer):
     def __init__(self, job: Job, say: Callable[[str], None] = print) -> None:
         args = training_arguments(job)
         self.job, self.root, self.say = job, job.save_root, say
+        os.environ.setdefault("WANDB_PROJECT", args.project)  # where the Trainer's callback looks
         self.half = HALVES.get(PRECISIONS.get(job.train.dtype, ""))
         self.family = load_family(
             job.model.arch, job.model.name_or_path, self.half or torch.float32, args.device,
@@ -407,6 +411,11 @@ def train(
     """Runs a job to its end, from its last checkpoint if there is one; Ctrl-C, SIGTERM or SIGHUP
     end it after the current step, saved."""
     saved = checkpoint.last(job.save_root)
+    if saved is None and (old := job.save_root / "resume.pt").exists():
+        raise ConfigError(
+            f"{old} was written by an earlier soarflow, which this one cannot go on from: remove "
+            "it to train from the start, or choose another config.name."
+        )
     changes = checkpoint.changed_settings(job, saved) if saved else []
     say(f"loading {job.model.name_or_path}")
     trainer = make_trainer(job, say)
@@ -421,4 +430,23 @@ def train(
         step = trainer.state.global_step
         finished = step >= job.train.steps
         weights = trainer.save_weights(None if finished else step)
+    if finished and job.save.push_to_hub and trainer.args.should_save:
+        _upload(job, weights, say)
     return Outcome(weights, step, finished)
+
+
+def _upload(job: Job, weights: Path, say: Callable[[str], None]) -> None:
+    """The finished weights to the hub; where that fails they lie here still, and it is said."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    hub, name = HfApi(), job.save.hf_repo_id or job.name
+    try:
+        name = hub.create_repo(name, private=job.save.hf_private, exist_ok=True).repo_id
+        if weights.is_dir():
+            hub.upload_folder(folder_path=weights, path_in_repo=weights.name, repo_id=name)
+        else:
+            hub.upload_file(path_or_fileobj=weights, path_in_repo=weights.name, repo_id=name)
+        say(f"uploaded to {name}")
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
+        say(f"warning: not uploaded to {name}: {' '.join(str(error).split())}")
