@@ -9,10 +9,10 @@ quickstart: .venv/installed
 	$(RUN) -m soarflow demo $(DEMO_FLAGS)
 
 test: .venv/installed
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
 
 test-all: .venv/installed
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

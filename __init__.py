@@ -21,4 +21,16 @@ else:
 
             return trainer_class()
 
-    AI_TOOLKIT_EXTENSIONS = [SOARTrainerExtension]
+    class SOARProbeExtension(Extension):
+        """`type: SOARProbe` in a job file."""
+
+        uid = "SOARProbe"
+        name = "SOAR Probe"
+
+        @classmethod
+        def get_process(cls) -> type:
+            from .soarflow.ai_toolkit.door import trainer_class
+
+            return trainer_class("SOARProbe")
+
+    AI_TOOLKIT_EXTENSIONS = [SOARTrainerExtension, SOARProbeExtension]

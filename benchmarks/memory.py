@@ -17,19 +17,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from soarflow.checking.memory import BYTES, COPY, RANK, TRAINED
 from soarflow.engine.families import FAMILIES
-from soarflow.engine.job import Network
 from soarflow.engine.lora import add_lora
+from soarflow.engine.sections import Network
 
 FILE = record.RESULTS / "memory.json"
-SIDE, RANK = 128, 16
-"""Side of a latent of 1024 x 1024 pixels; rank of the LoRA."""
-BYTES = {"bf16": 2.0, "8 bits": 1.0, "nf4": 0.5 + 4 / 64}
-"""Of a weight of a linear layer; nf4 has a float32 for each 64 weights. The rest stays bf16."""
-TRAINED = {"adamw": 16, "adamw8bit": 10, "average": 4}
-"""Of a trained weight: float32 weight, gradient, and two moments of 4 bytes or 1; the average."""
-COPY = 2
-"""Of a trained weight of the model itself: bf16 arithmetic keeps a copy until the backward."""
+SIDE = 128
+"""Side of a latent of 1024 x 1024 pixels."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command: soarflow train | check | sample | evaluate | demo | schema."""
+"""The command: soarflow train | check | probe | report | sample | evaluate | demo | schema."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ from .terminal import (
     output_folder,
     path_from_here,
     show_table,
+    silence_kernels,
     silence_loading_bars,
 )
 from .tinyscenes import BUNDLED
@@ -31,8 +32,8 @@ LARGEST_SCALE = 64
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
+    silence_kernels()
     try:
         return args.run(args)
     except ConfigError as error:
@@ -64,9 +65,33 @@ def _parser() -> argparse.ArgumentParser:
     add(_train, "run an AI Toolkit job file on the built-in engine")(
         "job", type=Path, help="a YAML file"
     )
-    add(_check, "read a job file, say what it would do, run nothing")(
-        "job", type=Path, help="a YAML file"
-    )
+    option = add(_check, "say what a job would do, what is wrong with it and what it costs")
+    option("job", type=Path, help="a YAML file")
+    option("--measure", action="store_true", help="take a few real steps, to say how long it takes")
+    option("--seconds-per-step", type=float, help="to say how long it takes")
+
+    option = add(_probe, "what a model's own steps lose: is there anything for SOAR to correct?")
+    option(
+        "models", nargs="*", metavar="MODEL_OR_JOB",
+        help="pipelines, or job files, whose trained weights are probed beside their base "
+        "(the bundled model if there is none)",
+    )  # fmt: skip
+    option("--arch", default="zimage", help="the family of pipelines")
+    option("--lora", type=Path, action="append", help="probe it too, beside the model; repeatable")
+    option("--num-steps", type=int, help="steps of a drawing (default: the job's, or 30)")
+    option("--cfg-scale", type=float, help="its guidance (default: the job's, or 4.5)")
+    option("--pictures", help="a folder of pictures and captions that the models have not seen")
+    option("--resolution", type=int, help="their size (default: the job's, or 512)")
+    option("--number", type=int, default=64, help="pictures to measure on")
+    option("--seed", type=int, default=0, help="of their noise")
+    option("--json", type=Path, help="write the numbers here")
+    option("--figure", type=Path, help="draw them here")
+    option(
+        "--hybrid", type=Path,
+        help="a grid of pictures drawn finely down to a level and coarsely below: what better "
+        "sampling alone could win",
+    )  # fmt: skip
+    option("--clip", help="score them with this CLIP model: its folder, or owner/model")
 
     option = add(_sample, "draw pictures for prompts")
     option("prompts", nargs="+", help="one or more prompts; several give a grid")
@@ -86,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     option("--steps", type=int, default=150, help="training steps of each model")
     option("--number", type=int, default=210, help="captions to evaluate on")
 
+    option = add(_report, "one page of runs: losses, drift, samples, settings, versions, cost")
+    option("runs", nargs="+", type=Path, metavar="RUN", help="a training's output folder, "
+           "soarflow's or AI Toolkit's; several are compared")  # fmt: skip
+    option("--output", type=Path, help="the page's file (default: report.html, in the one run's "
+           "folder or here)")  # fmt: skip
+
     option = add(_schema, "print what editors need to check job files")
     option("--of", choices=("engine", "ai_toolkit", "page"), default="engine", help="what to print")
     return parser
@@ -102,6 +133,7 @@ def _add_model_options(option: Callable[..., Any]) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from .checking.check import before_training
     from .engine.checks import claim_device
     from .engine.job import read_job
     from .engine.trainer import train
@@ -110,9 +142,17 @@ def _train(args: argparse.Namespace) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, of several processes one speaks
     silence_loading_bars()
     job = read_job(args.job)
+    if job.type == "SOARProbe":
+        raise ConfigError(
+            "type must be SOARTrainer or diffusion_trainer to train, got 'SOARProbe'. It trains "
+            f"nothing: {command()} probe {path_from_here(args.job)}"
+        )
     claim_device(job.device)
     output_folder(job.save_root, "training_folder/name")
     print(job.describe(), flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        for line in before_training(args.job, job):
+            print(f"  warning: {line}", flush=True)
     outcome = train(job)
     if outcome.finished:
         print(f"finished at step {outcome.step}; metrics and state: {job.save_root}")
@@ -139,27 +179,18 @@ def _next(job: "Job", weights: Path) -> str:
     if picture:
         words += ["--width", str(picture.width), "--height", str(picture.height)]
         words += ["--guidance", f"{picture.guidance_scale:g}", "--steps", str(picture.sample_steps)]
-    return f"the {what}: {path_from_here(weights)}\nto draw with it:\n  {' '.join(words)}"
+    return (
+        f"the {what}: {path_from_here(weights)}\nto draw with it:\n  {' '.join(words)}\n"
+        f"a page of this run (several are compared):\n  {command()} report "
+        f"{path_from_here(job.save_root)}"
+    )
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .engine.checks import device_fault, is_hub_name
-    from .engine.job import read_job
-    from .engine.sources import open_source
+    from .checking.check import check
 
-    job = read_job(args.job)
-    print(job.describe())
-    for dataset in job.datasets:
-        print(f"  {open_source(dataset).found}")
-    model = job.model.name_or_path
-    if not Path(model).exists() and is_hub_name(model):
-        print(f"  {model} is no folder here: train fetches it from Hugging Face")
-    fault = device_fault(job.device)
-    if fault:
-        print(f"the job is good, but not for this machine: {fault} Nothing was run")
-    else:
-        print("the job is good: nothing was run")
-    return 0
+    silence_loading_bars()
+    return check(args.job, seconds=args.seconds_per_step, measured=args.measure)
 
 
 def _load(args: argparse.Namespace) -> "Family":
@@ -187,6 +218,49 @@ def _load(args: argparse.Namespace) -> "Family":
     if args.lora is not None:
         load_lora(family, args.lora)
     return family
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from .advice import (
+        advice,
+        figure,
+        heading,
+        hybrid_in_words,
+        noise_in_words,
+        side_by_side,
+        table,
+    )
+    from .engine.probe_command import hybrid_grid, probe_all
+
+    silence_loading_bars()
+    for name in ("figure", "hybrid"):
+        file = getattr(args, name)
+        if file and file.suffix.lower() not in (".png", ".jpg", ".webp"):
+            raise ConfigError(f"--{name} must end in .png, .jpg or .webp, got {file}.")
+    for name in ("json", "figure", "hybrid"):
+        if getattr(args, name):
+            output_file(getattr(args, name), f"--{name}")
+    all_probed = []
+    for probed in probe_all(args):
+        all_probed.append(probed)
+        print(heading(probed), flush=True)
+        show_table(table(probed))
+        print(noise_in_words(probed.noise_norm))
+        if probed.hybrid:
+            print("\n".join(hybrid_in_words(probed)))
+        print("\n".join(advice(probed)) + "\n", flush=True)
+    if len(all_probed) > 1:
+        print("drift of all:")
+        show_table(side_by_side(all_probed))
+    records = [probed.record() for probed in all_probed]
+    if args.json:
+        found = records[0] if len(records) == 1 else records
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.hybrid:
+        hybrid_grid(all_probed).save(args.hybrid)
+    if args.figure and not figure(all_probed, args.figure):
+        print("no figure: matplotlib is not installed")
+    return 0
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -246,6 +320,18 @@ def _demo(args: argparse.Namespace) -> int:
         if getattr(args, name) < low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}.")
     demo(args.output, args.steps, args.number)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report.page import default_file, write_report
+
+    file = args.output or default_file(args.runs)
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--output must end in .html, got {file}.")
+    output_file(file, "--output")
+    write_report(args.runs, file)
+    print(path_from_here(file))
     return 0
 
 

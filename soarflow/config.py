@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ValidationInfo, field_validator
 
 from .rollout import ROLLOUTS, STOCHASTIC
-from .settings import Amount, ConfigError, Count, Flag, Index, InnerShare, read, section
+from .settings import Amount, ConfigError, Count, Flag, Index, InnerShare, Place, read, section
 
 __all__ = ["ConfigError", "SOARConfig"]
 DEFAULT_STRENGTH = 0.7
@@ -57,6 +57,11 @@ class SOARConfig:
     """First training step with correction; before it, plain SFT."""
     every: Count = 1
     """Correction on every n-th step from start_step on; plain SFT on the others."""
+    probe_every: Index = 0
+    """Measure every so many steps what the model's own step loses (docs/probe.md); 0 never does."""
+    probe_pictures: Place | None = None
+    """A folder of pictures and captions to probe on, none of them trained on; left out, the first
+    of the training's."""
 
     @field_validator("rollout_noise")
     @classmethod

@@ -4,11 +4,12 @@ A section's fields are its keys: a type with its range, a default, and a sentenc
 comes of them: the checks, what is said when one fails, the JSON schema, the page of keys.
 """
 
+import copy
 import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -110,6 +111,48 @@ def read(cls: type[S], settings: Any, where: str = "") -> S:
         return TypeAdapter(cls).validate_python(settings)
     except ValidationError as error:
         raise ConfigError(sentences(error, cls, where)) from None
+
+
+def read_leniently(
+    cls: type[S], settings: Any, stand_ins: Mapping[str, Any]
+) -> tuple[S | None, list[tuple[Any, str]]]:
+    """The same, with every fault and its sentence in place of an error.
+
+    What is wrong is left out, and what cannot be left out has its value in `stand_ins`, by key, so
+    that the rest can be looked at; None where that is not enough."""
+    _check_keys(settings, "", ())
+    faults: list[tuple[Any, str]] = []
+    for _ in range(4):  # a section that was wrong as a whole may hide one in it
+        try:
+            return TypeAdapter(cls).validate_python(settings), faults
+        except ValidationError as error:
+            known = {fault["loc"] for fault, _ in faults}
+            found = error.errors()
+            faults += [
+                (each, _sentence(each, cls, "")) for each in found if each["loc"] not in known
+            ]
+            settings = copy.deepcopy(settings)
+            for fault in sorted(found, key=_place, reverse=True):  # lists from their ends
+                _leave_out(settings, fault["loc"], stand_ins)
+    return None, faults
+
+
+def _place(fault: Any) -> list[str]:
+    return [f"{part:09d}" if isinstance(part, int) else part for part in fault["loc"]]
+
+
+def _leave_out(settings: Any, loc: Sequence[str | int], stand_ins: Mapping[str, Any]) -> None:
+    """Takes a value out of a tree, or puts its stand-in there."""
+    *parents, last = loc or ("",)
+    try:
+        for part in parents:
+            settings = settings[part]
+        if str(last) in stand_ins:
+            settings[last] = stand_ins[str(last)]
+        else:
+            del settings[last]
+    except (KeyError, IndexError, TypeError):
+        return  # it is missing, and has no stand-in
 
 
 def _check_keys(settings: Any, where: str, loc: tuple[str | int, ...]) -> None:

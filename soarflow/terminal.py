@@ -1,5 +1,6 @@
 """What the command says on the terminal."""
 
+import logging
 import os
 import shlex
 import shutil
@@ -78,6 +79,12 @@ def plain_table(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)
+
+
+def silence_kernels() -> None:
+    """What libraries say of kernels that a machine lacks, before they are imported."""
+    for name in ("torchao", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def silence_loading_bars() -> None:

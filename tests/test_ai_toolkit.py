@@ -4,6 +4,8 @@ stand-in for the host.
 The stand-in has the host's signatures and nothing else of it; what the real host does is for tests
 marked `ai_toolkit`."""
 
+import json
+import random
 import subprocess
 import sys
 from collections import OrderedDict
@@ -19,7 +21,9 @@ from torch.testing import assert_close
 from soarflow import ConfigError, SOARConfig, soar_backward
 from soarflow.ai_toolkit.compatibility import RELIES_ON, RULES, check_host, warnings
 from soarflow.ai_toolkit.correction import Correction
+from soarflow.ai_toolkit.probing import OnlyProbing, Probing
 from soarflow.path import interpolate
+from soarflow.probe import Held, Setting, drift, in_training
 
 ROOT = Path(__file__).parent.parent
 METHODS = [
@@ -623,22 +627,25 @@ def test_the_door_gives_a_trainer_in_a_clone_of_any_name(tmp_path, name, complet
             (tmp_path / path).write_text(text)
     (tmp_path / "extensions").mkdir()
     (tmp_path / "extensions" / name).symlink_to(ROOT)
-    code = (
-        f"import extensions.{name} as door; extension, = door.AI_TOOLKIT_EXTENSIONS; process = "
-        "extension.get_process(); "
-        "print(extension.uid, process.__name__, [base.__name__ for base in process.__mro__][1:3])"
-    )
+    code = f"""
+import extensions.{name} as door
+for extension in door.AI_TOOLKIT_EXTENSIONS:
+    process = extension.get_process()
+    print(extension.uid, process.__name__, [base.__name__ for base in process.__mro__][1:-1])
+"""
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert result.returncode == 0, result.stderr
-    expected = (
-        "SOARTrainer ['Correction', 'DiffusionTrainer']"
-        if complete
-        else "UnusableSOARTrainer ['object']"
-    )
-    assert result.stdout.strip() == f"SOARTrainer {expected}"
+    mixed = "['Probing', 'Correction', 'DiffusionTrainer']"
+    expected = {
+        "SOARTrainer": f"SOARTrainer {mixed}",
+        "SOARProbe": f"SOARProbe ['OnlyProbing', {mixed[1:]}",
+    }
+    if not complete:
+        expected = dict.fromkeys(expected, "UnusableSOARTrainer []")
+    assert result.stdout == "".join(f"{uid} {said}\n" for uid, said in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -657,3 +664,112 @@ def test_the_example_jobs_pass_the_extensions_own_checks(file):
 
     trainer = type("Trainer", (Correction, Job), {})(process["soar"])
     assert process["type"] == "SOARTrainer" and trainer.soar.num_corrections > 0
+
+
+# Probes
+
+
+class ProbedStandIn(StandIn):
+    """With pictures, a network, and a place for files."""
+
+    def __init__(self, soar, **train):
+        super().__init__(soar, **{"batch_size": 1, "gradient_accumulation": 1, **train})
+        self.sd.unet, self.job = self.net, SimpleNamespace(name="run")
+        self.data_loader = "the job's own"
+
+    def predict_noise(self, *args, **kwargs):
+        if self._measuring is not None:
+            assert not (self.net.training or torch.is_grad_enabled())
+        return super().predict_noise(*args, **kwargs)
+
+
+@pytest.fixture
+def probed(tmp_path, monkeypatch):
+    """Makes a trainer of a class with a data set of three pictures, one of them twice."""
+    names = ("b", "c", "a", "b")
+    dataset = SimpleNamespace(
+        file_list=[SimpleNamespace(path=name) for name in names], buckets={},
+        _get_single_item=lambda index: make_batch(1, seed=index, cleanup=lambda: None),
+    )  # fmt: skip
+    modules = {
+        "data_loader": SimpleNamespace(get_dataloader_datasets=lambda loader: [dataset]),
+        "data_transfer_object": SimpleNamespace(),
+        "data_transfer_object.data_loader": SimpleNamespace(
+            DataLoaderBatchDTO=lambda file_items: file_items[0]
+        ),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, f"toolkit.{name}", module)
+
+    def make_one(kind, soar):
+        trainer = make(type("Trainer", (kind, ProbedStandIn), {}), soar)
+        trainer.save_root = tmp_path
+        return trainer
+
+    return make_one
+
+
+def expected_drift(setting):
+    """Of the stand-in's pictures, by the library alone; each file once, by name."""
+    bare, batches = make(StandIn), [make_batch(1, seed=seed) for seed in (2, 0, 1)]
+
+    def predict(embeds):
+        return lambda z, sigma: bare.predict_noise(z, 1000 * sigma, embeds).detach()
+
+    return drift(
+        [Held(batch.latents, batch.noise, predict(batch.embeds), predict(torch.zeros(1, 1)))
+         for batch in batches], setting,
+    )  # fmt: skip
+
+
+def test_a_probe_in_the_host_is_the_librarys_and_leaves_the_training_alone(probed, tmp_path):
+    soar = {"num_aux_points": 2, "num_steps": 5}
+    trainer, plain = (probed(Probing, {**soar, "probe_every": every}) for every in (2, 0))
+    torch.manual_seed(3)
+    before = random.getstate(), torch.get_rng_state()
+    for one in (trainer, plain):
+        random.setstate(before[0])
+        torch.set_rng_state(before[1])
+        for one.step_num in range(3):
+            one.last = one.hook_train_loop([make_batch(seed=one.step_num)])
+    assert_close(gradients(trainer), gradients(plain), rtol=0, atol=0)
+    assert trainer.net.training and torch.equal(torch.get_rng_state(), before[1])
+    lines = [json.loads(line) for line in (tmp_path / "drift.jsonl").open()]
+    rows = expected_drift(in_training(SOARConfig(**soar), 1.0))
+    assert [line["step"] for line in lines] == [0, 2]
+    for line in lines:
+        for row, expected in zip(line["levels"], rows, strict=True):
+            for key in ("sigma", "drift", "low", "high"):
+                assert row[key] == pytest.approx(getattr(expected, key), abs=1e-4)
+    logged = {key: trainer.last.pop(key) for key in ("drift_0.9", "drift_0.6", "drift_0.3")}
+    assert list(logged.values()) == pytest.approx([row.drift for row in rows], rel=1e-4)
+    assert trainer.last == plain.last and plain.additional_logs.keys() == {"loss/img"}
+
+
+def test_the_trainer_that_only_probes_trains_nothing(probed, tmp_path, capsys):
+    trainer = probed(OnlyProbing, {"num_steps": 5, "cfg_scale": 2.0})
+    trainer.sample_config = None
+    trainer.hook_before_train_loop()
+    assert trainer.train_config.steps == 1 and trainer.train_config.disable_sampling
+    losses = trainer.hook_train_loop([make_batch()])
+    assert gradients(trainer) == [None, None]
+    rows = expected_drift(Setting(num_steps=5, cfg_scale=2.0))
+    found = json.loads((tmp_path / "drift.json").read_text())
+    for row, expected in zip(found["levels"], rows, strict=True):
+        for key, value in vars(expected).items():
+            assert row[key] == pytest.approx(value, abs=1e-3), key
+    assert losses == {"drift": pytest.approx(max(row.drift for row in rows), rel=1e-4)}
+    printed = capsys.readouterr().out
+    assert "run, before training: one step of 1/5 at guidance 2; 3 pictures" in printed
+    assert "\n".join(found["advice"]) in printed
+    assert trainer.save() is None and trainer.sample() is None
+
+
+def test_a_name_that_drift_json_begins_with_is_refused(monkeypatch):
+    class Named(StandIn):
+        job = SimpleNamespace(name="dri")
+
+    named = type("Trainer", (Probing, Named), {})
+    with pytest.raises(ConfigError, match=r"config\.name must not be how drift\.json begins"):
+        named({"probe_every": 1})
+    named({})

@@ -108,16 +108,16 @@ def test_one_thread_is_the_faster_beside_other_work():
 
 
 def test_a_small_model_is_computed_with_one_thread(monkeypatch):
-    from soarflow.engine.threads import SMALL, fit_threads
+    from soarflow.engine.threads import MOST, SMALL, fit_threads
 
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     small, large = torch.nn.Linear(10, 10), torch.nn.Linear(1, SMALL, device="meta")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    fit_threads(small, "cpu")
+    fit_threads([small], "cpu")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    fit_threads(large, "cpu")
-    fit_threads(small, "cuda")
+    fit_threads([small, large], "cuda")
     assert asked == []
-    fit_threads(small, "cpu")
-    assert asked == [1]
+    fit_threads([small, small], "cpu")
+    fit_threads([small, large], "cpu")
+    assert asked == [1, MOST]

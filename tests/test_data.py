@@ -17,8 +17,9 @@ from PIL import Image
 from soarflow import ConfigError
 from soarflow.engine import cache, pictures
 from soarflow.engine.data import Item, TrainingSet, load_training_set, redraw, seeded_generator
-from soarflow.engine.job import Dataset, read_job
+from soarflow.engine.job import read_job
 from soarflow.engine.pictures import bucket_size, read_picture, to_pixels
+from soarflow.engine.sections import Dataset
 from soarflow.engine.sources import list_images, open_source
 
 CACHE = "_soarflow_cache"

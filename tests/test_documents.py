@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from drift import HYBRIDS
 from PIL import Image
 from study import answers, drift, further, report
 from study.arms import SFT
 from study.decision import PAPERS_GAIN, START, Decision, verdict
 
 from soarflow import SOARConfig
+from soarflow.advice import LITTLE, Probed, sentence, table
 from soarflow.cli import _parser
 from soarflow.engine.job import read_job
+from soarflow.probe import IN_TRAINING, Drift, Setting
+from soarflow.terminal import plain_table
 from soarflow.tinyscenes import BUNDLED
 from soarflow.tinyscenes.scenes import CLEAN_NUMBER, PALETTE, SIZE
 
@@ -56,7 +60,7 @@ def test_every_link_leads_to_a_file(name):
     assert [each for each in targets if not (file.parent / each).exists()] == []
 
 
-@pytest.mark.parametrize("name", set(PAGES) - {"README"})
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - {"README"}))
 def test_a_page_says_whom_it_is_for_and_has_something_to_copy(name):
     text = PAGES[name].read_text(encoding="utf-8")
     assert text.split("\n\n")[1].startswith("For ")
@@ -94,7 +98,7 @@ def test_the_example_of_ones_own_pictures_is_a_good_job_as_the_readme_describes_
 
 def test_the_readme_names_the_words_that_the_bundled_model_knows():
     text = page("README")
-    listed = text[text.index("and few words:") : text.index("All other words")]
+    listed = text[text.index("and few words:") : text.index("All others are")]
     words = set(" ".join(re.findall(r"`([^`]+)`", listed)).split())
     tokens = json.loads((BUNDLED / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     plurals = {"circles", "squares", "triangles", "crosses", "crosss"}  # the last by an old slip
@@ -217,7 +221,7 @@ def test_the_step_times():
     plain, checkpointed = result("step_time")["rows"]
     host = result("host_step_time")
     for label, ratio, floor in (
-        ("our engine, bundled model, 2 threads", plain["time_ratio"], plain["floor"]),
+        ("our engine, bundled model, 1 thread", plain["time_ratio"], plain["floor"]),
         (
             "the same with gradient checkpointing",
             checkpointed["time_ratio"],
@@ -482,3 +486,83 @@ def test_the_pull_in_when_it_helps():
     assert f"pull {weak:.2f} at `cfg_scale: 4.5`, {strong:.2f} at 7.5" in text
     fresh = slopes(closed_form(), shared_noise=False, cfg_scale=1.0, halfway=True).values()
     assert f"closed form: {min(fresh):.2f} to {max(fresh):.2f}" in text
+
+
+# The probe
+
+
+def read_back(found):
+    """What the command measured, from its JSON."""
+    settings = dict(found["settings"])
+    number, pictures = settings.pop("number"), settings.pop("pictures")
+    setting = Setting(**{**settings, "levels": tuple(settings["levels"])})
+    return Probed(
+        found["model"], setting, [Drift(**row) for row in found["levels"]], number, pictures
+    )
+
+
+def test_the_readmes_probe_is_the_committed_run():
+    found = result("drift")["drift"]["default"]
+    probed = read_back(found)
+    lines = [*plain_table(table(probed)).splitlines(), sentence(probed)]
+    assert sentence(probed) == found["advice"][0]
+    assert "\n".join(lines) in PAGES["README"].read_text(encoding="utf-8")
+
+
+def test_the_drift_of_the_probes_page():
+    text, found = page("probe"), result("drift")["drift"]
+    for each in found.values():
+        setting, levels = each["settings"], each["levels"]
+        way = f"{setting['num_steps']} steps, guidance {setting['cfg_scale']:g}"
+        cells = (f"{row['drift']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in levels)
+        assert f"| {way} | " + " | ".join(cells) + " |" in text
+        assert f"{setting['number']} held-out pictures; drift where" in text
+        assert each["processor_seconds"] < 60  # "in under a minute"
+    few = next(row for row in found["four steps"]["levels"] if row["sigma"] == 0.9)
+    assert (
+        f"at sigma 0.9, half of it reads {few['less_guidance']:.2f} in place of {few['drift']:.2f}"
+        in text
+    )
+    lost = f"{100 * (few['drift'] - 1):.0f} % at sigma 0.9"
+    assert f"one step of 1/4 at guidance 4.5 loses {lost}" in page("when-it-helps")
+
+
+def test_the_hybrids_of_the_probes_page():
+    text, found = page("probe"), result("drift")
+    assert f"The graded score of {found['captions']} captions" in text
+    for way, rows in found["hybrid"].items():
+        (num_steps, cfg_scale) = HYBRIDS[way]
+        cells = " | ".join(f"{row['score']:.3f}" for row in rows)
+        assert f"| {num_steps} steps, guidance {cfg_scale:g} | {cells} |" in text
+        heads = " | ".join(f"{row['sigma']:.2f}" for row in rows)
+        assert f"| {heads} |" in text
+
+
+def test_both_hosts_read_the_same():
+    found, text = result("probe_in_host"), page("probe")
+    ours, theirs = found["engine"], found["ai_toolkit"]
+    for host, rows in (("AI Toolkit", theirs), ("soarflow", ours)):
+        cells = (f"{row['drift']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" for row in rows)
+        assert f"| {host} | " + " | ".join(cells) + " |" in text
+    setting = found["setting"]
+    assert f"In both hosts, {setting['number']} of those pictures" in text
+    assert f"{setting['num_steps']} steps at guidance {setting['cfg_scale']:g}: every" in text
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["sigma"] == other["sigma"]
+        assert one["low"] < other["high"] and other["low"] < one["high"]
+
+
+def test_what_probes_cost():
+    soar, plain = result("drift")["cost"]
+    host = result("probe_in_host")["cost"]
+    assert (soar["type"], soar["batch_size"], host["batch_size"]) == ("SOARTrainer", 8, 8)
+    assert soar["share_percent"] < 2 and host["share_percent"] < 2
+    text = page("probe")
+    assert f"{soar['share_percent']:.1f} % of the training's time in soarflow, " in text
+    assert f"{host['share_percent']:.1f} % in AI Toolkit" in text
+    assert f"are shorter, {plain['share_percent']:.1f} %." in text
+
+
+def test_little_is_what_the_advice_takes_for_little():
+    assert f"Up to {100 * LITTLE:.0f} % of loss it says that there is little" in page("probe")
+    assert f"the same {IN_TRAINING} pictures" in page("probe")

@@ -26,8 +26,10 @@ from soarflow import ConfigError
 from soarflow.cli import main
 from soarflow.engine.families import FAMILIES, Quantization, load_family
 from soarflow.engine.families.base import Pretrained
-from soarflow.engine.job import Network, read_job
+from soarflow.engine.job import read_job
 from soarflow.engine.lora import add_lora, layers_of, written
+from soarflow.engine.pictures import to_pixels
+from soarflow.engine.sections import Network
 from soarflow.rollout import guide, ode_step
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "engine").glob("*.yaml"))
@@ -133,6 +135,8 @@ def test_pictures_become_the_latents_that_the_pipeline_decodes(family):
     video = pixels.unsqueeze(2) if type(family).__name__ == "QwenImage" else pixels
     decoded = vae.decode(vae.encode(video).latent_dist.mode(), return_dict=False)[0]
     close(drawn.images, (decoded.reshape(pixels.shape) / 2 + 0.5).clamp(0, 1))
+    (ours,) = family.decode_latents(z)
+    assert (to_pixels(ours, ours.size) / 2 + 0.5 - drawn.images[0]).abs().max() < 1 / 254
 
 
 @torch.no_grad()
@@ -285,7 +289,12 @@ def a_life(train, folder, arch, *options):
 
 
 LIVES = list(product((LORA, FULL), (GUIDED, UNGUIDED), (CACHED, UNCACHED)))
-QUICK = [(LORA, GUIDED, CACHED), (FULL, UNGUIDED, UNCACHED)]
+QUICK = [
+    *((arch, (LORA, GUIDED, CACHED)) for arch in FAMILIES),
+    ("qwen_image", (FULL, UNGUIDED, UNCACHED)),
+]
+EIGHT_BITS = [("sd3", "int8"), ("flux", "qfloat8")]
+"""What is not marked slow."""
 
 
 # ComfyUI takes `transformer.{layer}.lora_A.weight` and lora_B of the layers that it has a name for,
@@ -308,8 +317,7 @@ def assert_comfyui_reads(root, arch):
     assert weights and [each for each in weights if not key.fullmatch(each)] == []
 
 
-@pytest.mark.parametrize("options", QUICK, ids=["LoRA, guided, cached", "full, unguided, uncached"])
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize(("arch", "options"), QUICK, ids=lambda each: str(each)[:10])
 def test_a_life(train, tiny, arch, options):
     root = a_life(train, tiny(arch), arch, *options)
     if options[0] is LORA:
@@ -381,8 +389,13 @@ def test_a_library_that_is_missing_is_one_sentence(monkeypatch):
             Quantization(None, qtype)
 
 
-@pytest.mark.parametrize("qtype", ["int8", "qfloat8"])
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize(
+    ("arch", "qtype"),
+    [
+        pytest.param(arch, qtype, marks=[] if (arch, qtype) in EIGHT_BITS else pytest.mark.slow)
+        for arch, qtype in product(FAMILIES, ("int8", "qfloat8"))
+    ],
+)
 def test_a_lora_beside_weights_of_eight_bits(train, tiny, loads, arch, qtype):
     pytest.importorskip("torchao")
     sections = {"train": {"disable_sampling": False, "dtype": "bf16"}, "sample": SAMPLE}

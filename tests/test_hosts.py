@@ -10,8 +10,7 @@ from PIL import Image
 from soarflow import ConfigError
 from soarflow.cli import main
 from soarflow.engine.families import FAMILIES
-from soarflow.engine.job import Model, read_job
-from soarflow.settings import fields_of
+from soarflow.engine.job import read_job
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
@@ -22,7 +21,6 @@ MODELS = {
     "qwen_image": ("Qwen/Qwen-Image", "weighted", True),
 }
 """What the interface changes with the model: name_or_path, train.timestep_type, model.low_vram."""
-QUANTIZES = "qtype" in fields_of(Model)
 
 
 @pytest.mark.parametrize("arch", [arch for arch in FAMILIES if arch in MODELS])
@@ -32,8 +30,7 @@ def test_a_job_of_ai_toolkits_interface_is_good(arch, image_folder, write_job, c
     process["datasets"][0]["folder_path"] = str(image_folder)
     name_or_path, process["train"]["timestep_type"], low_vram = MODELS[arch]
     process["model"].update(name_or_path=name_or_path, arch=arch, low_vram=low_vram)
-    if not QUANTIZES:
-        process["model"].update(quantize=False, quantize_te=False)
+    process["train"]["bypass_guidance_embedding"] = False
     assert main(["check", str(write_job(document))]) == 0
     printed = capsys.readouterr().out
     assert printed.count("without effect here: ") == 1 and "the job is good" in printed
@@ -52,7 +49,7 @@ def test_an_example_says_which_hosts_take_it(example, tmp_path, monkeypatch, cap
     hosts = hosts_of(example)
     assert hosts in ("AI Toolkit", "soarflow", "AI Toolkit and soarflow")
     monkeypatch.chdir(tmp_path)
-    for folder in ("images", "my_pictures", "output/tinyscenes_pictures"):
+    for folder in ("images", "videos", "my_pictures", "output/tinyscenes_pictures"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / folder / "01.png")
         (tmp_path / folder / "01.txt").write_text("a star")
@@ -63,12 +60,24 @@ def test_an_example_says_which_hosts_take_it(example, tmp_path, monkeypatch, cap
     file = tmp_path / example.relative_to(ROOT)
     file.parent.mkdir(parents=True)
     file.write_text(text, encoding="utf-8")
-    code = main(["check", str(file)])
-    printed = capsys.readouterr()
-    if "soarflow" in hosts:
-        assert code == 0, printed.err
-    else:
-        assert code == 2 and "model." in printed.err
+    assert main(["check", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert ("soarflow takes it" in printed) == ("soarflow" in hosts)
+    assert "AI Toolkit takes it" in printed or "AI Toolkit" not in hosts
+    assert "1 pictures with captions" in printed and "othing was run" in printed
+    assert ("soarflow does not take it:\n  - " in printed) == ("soarflow" not in hosts)
+
+
+def test_who_is_told_the_metrics_must_be_here(document, write_job, monkeypatch):
+    monkeypatch.setattr(
+        "transformers.integrations.get_available_reporting_integrations", lambda: ["trackio"]
+    )
+    process = document["config"]["process"][0]
+    process["train"]["report_to"] = ["tensorboard", "trackio"]
+    assert read_job(write_job(document)).told == ["trackio"]
+    process["logging"] = {"log_every": 1, "use_wandb": True, "project_name": "stars"}
+    with pytest.raises(ConfigError, match="got wandb: pip install wandb, or leave it out"):
+        read_job(write_job(document))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,7 @@ def test_an_example_says_which_hosts_take_it(example, tmp_path, monkeypatch, cap
         ("datasets", "flip_y", True),
         ("datasets", "buckets", False),
         ("datasets", "mask_path", "masks"),
-        ("save", "push_to_hub", True),
+        ("train", "merge_network_on_save", True),
         ("model", "layer_offloading", True),
         ("sample", "network_multiplier", 0.5),
     ],

@@ -8,7 +8,8 @@ import pytest
 from soarflow import ConfigError
 from soarflow.bundled.demo import job_document
 from soarflow.cli import main
-from soarflow.engine.job import JobFile, read_job
+from soarflow.engine.job import read_job
+from soarflow.engine.sections import JobFile
 from soarflow.settings import read
 
 
@@ -82,7 +83,7 @@ BAD = [
     (
         ("type",),
         "sd_trainer",
-        r"type must be one of SOARTrainer, diffusion_trainer, got 'sd_trainer'",
+        r"type must be one of SOARTrainer, diffusion_trainer, SOARProbe, got 'sd_trainer'",
     ),
     (
         ("soar",),
@@ -111,7 +112,7 @@ def test_all_faults_are_told_at_once(document, write_job, capsys):
     change(document, ("train", "steps"), 0)
     change(document, ("soar", "cfg_scale"), -1)
     change(document, ("model", "archh"), "zimage")
-    assert main(["check", str(write_job(document))]) == 2
+    assert main(["train", str(write_job(document))]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 3
     for key in ("train.steps", "soar.cfg_scale", "model.archh"):

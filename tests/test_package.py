@@ -93,6 +93,7 @@ def test_bad_arguments_are_one_sentence_and_exit_code_2(arguments, message, caps
     assert message in printed and printed.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_example_loop_learns():
     printed = subprocess.run(
         [sys.executable, ROOT / "examples" / "own_loop.py"],

@@ -82,9 +82,10 @@ def test_a_resolution_that_is_none(document, write_job, capsys, value):
 @pytest.mark.parametrize("name", [LONG, "a\0b", "a/b", "", "..", "a\nb"])
 def test_a_name_that_no_folder_can_have(document, write_job, capsys, name):
     document["config"]["name"] = name
-    words = told(["check", write_job(document)], capsys)
+    words = told(["train", write_job(document)], capsys)
     assert "config.name must be a name for the output folder: at most 200 letters" in words
     assert len(words) < 300
+    assert words in told(["check", write_job(document)], capsys)
 
 
 def test_an_output_that_is_a_file(document, write_job, capsys, tmp_path):
@@ -121,7 +122,8 @@ def test_several_things_that_are_not_there_are_told_at_once(document, write_job,
     changed(document, "train.optimizer_params", {"wd": 1})
     document["config"]["process"][0]["datasets"] = [{"folder_path": "a"}, {"folder_path": "b"}]
     words = told(["check", write_job(document)], capsys)
-    assert words.count("\n") == 4
+    assert words.startswith("no host takes this job:\n") and words.count("\n") == 6
+    assert "[AI Toolkit] SOARTrainer cannot use train.noise_scheduler" in words
     assert "datasets[0].folder_path" in words and "datasets[1].folder_path" in words
 
 
@@ -308,7 +310,11 @@ def test_the_end_of_a_training_says_what_to_type_next(trained, monkeypatch, caps
 
     monkeypatch.chdir(trained)
     assert main(["train", f"{name}.yaml"]) == 0
-    *_, where, title, line = capsys.readouterr().out.splitlines()
+    *_, where, title, line, page, last = capsys.readouterr().out.splitlines()
+    assert page.startswith("a page of this run") and last.split()[-2:] == [
+        "report",
+        f"output/{name}",
+    ]
     assert where.startswith("the LoRA: " if name == "lora" else "the transformer: ")
     assert title == "to draw with it:"
     assert line.strip().startswith(f"{command()} sample ")
@@ -322,15 +328,17 @@ def test_ctrl_c_while_importing_ends_in_words():
     """Interrupted at once, and again a little later each time, until it is through."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "soarflow", "check", "/nowhere.yaml"]
-    told = []
-    for wait in (0.3, 0.8, 1.5):
+    told, wait = [], 0.1
+    while not {2, 130} & dict(told).keys():
         process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
         told.append((process.returncode, error))
+        wait *= 2
     assert (130, "soarflow: interrupted.\n") in told
-    assert {code for code, _ in told} <= {130, 2}
+    others = [error for code, error in told if code not in (2, 130)]
+    assert not any("soarflow/cli.py" in error for error in others)  # Python's own start, cut short
 
 
 def test_tables_are_plain_text_where_there_is_no_terminal(capsys, monkeypatch):
@@ -355,9 +363,10 @@ def test_everything_but_tests_runs_without_extras():
     listed = text.partition("dependencies = [")[2].partition("]")[0]
     brought = {name.lower().replace("-", "_") for name in re.findall(r'"([\w-]+)', listed)}
     brought |= {"yaml", "pil", "typing_extensions", "huggingface_hub", "tokenizers", "torchao"}
+    brought |= {"markupsafe", "tensorboard", "matplotlib"}  # jinja2's; asked for politely
     found = set()
     for file in (ROOT / "soarflow").rglob("*.py"):
-        if "ai_toolkit" in file.parts or file.name == "report.py":
+        if "ai_toolkit" in file.parts:
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):

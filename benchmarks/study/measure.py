@@ -1,6 +1,7 @@
 """What is measured of a model: its pictures, which an exact evaluator reads from the pixels, and
 its errors on its own states."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import Tensor
 from soarflow.bundled.pretrain import pixels_of
 from soarflow.bundled.scoring import draw, held_out
 from soarflow.engine.families import Family, Features, load_family
-from soarflow.probe import exposure_bias
+from soarflow.objective import Predict
+from soarflow.path import clean_estimate, interpolate, next_level
+from soarflow.rollout import guide, ode_step
 from soarflow.tinyscenes import BUNDLED
 from soarflow.tinyscenes.captions import CATEGORIES, Caption
 from soarflow.tinyscenes.evaluator import evaluate_image
@@ -106,6 +109,65 @@ def encode_held_out(family: Family, number: int, seed: int) -> tuple[Tensor, Fea
     x0 = family.encode_images(pixels_of([render(scene.things) for scene in scenes]))
     texts = [str(scene.caption) for scene in scenes]
     return x0, family.encode_text(texts), family.encode_text([""]) * number
+
+
+@dataclass(frozen=True)
+class ExposureBias:
+    """Mean squared errors of the clean estimate by level, all (L,): from on-trajectory states, and
+    from the model's own."""
+
+    sigma: Tensor
+    on_path: Tensor
+    own: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """own / on_path; above 1 even for an exact model, whose own states know no more of x0 than
+        where they started."""
+        return self.own / self.on_path
+
+
+@torch.no_grad()
+def exposure_bias(
+    predict: Predict,
+    x0: Tensor,
+    noise: Tensor,
+    *,
+    levels: tuple[float, ...] = (0.8, 0.6, 0.4, 0.2),
+    num_steps: int = 30,
+    length: int = 3,
+    predict_uncond: Predict | None = None,
+    cfg_scale: float = 1.0,
+) -> ExposureBias:
+    """Errors |x0_hat - x0|^2, x0_hat = z - sigma * v, at each level, for clean samples `x0` (B,
+    ...) and their `noise`.
+
+    On the trajectory z = (1 - sigma) x0 + sigma noise. The model's own state is reached from the
+    trajectory `length` steps of 1/num_steps above the level, by Euler steps with guidance
+    `cfg_scale`; the estimate itself is the conditional one."""
+    rows = []
+    for level in levels:
+        sigma = torch.full(
+            (len(x0),), min(level + length / num_steps, 1.0), dtype=torch.float32, device=x0.device
+        )
+        state = interpolate(x0, noise, sigma)
+        for _ in range(length):
+            v = predict(state.to(x0.dtype), sigma)
+            if cfg_scale != 1:
+                if predict_uncond is None:
+                    raise ValueError(
+                        "cfg_scale other than 1 needs predict_uncond, the prediction without a "
+                        "condition; got None"
+                    )
+                v = guide(v, predict_uncond(state.to(x0.dtype), sigma), cfg_scale)
+            lower = next_level(sigma, num_steps)
+            state, sigma = ode_step(state, sigma, lower, v), lower
+        errors = []
+        for z in (interpolate(x0, noise, sigma), state):
+            estimate = clean_estimate(z, sigma, predict(z.to(x0.dtype), sigma))
+            errors.append((estimate - x0).square().mean())
+        rows.append(torch.stack([sigma[0].to(errors[0]), *errors]))
+    return ExposureBias(*torch.stack(rows).unbind(1))
 
 
 def probe(family: Family) -> dict:

@@ -1,14 +1,18 @@
 """A batch of AI Toolkit in the objective's terms: its state, prediction, loss and backward."""
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from ..objective import TrainingPoint, join
+from ..path import widen
+from ..probe import Held
 from .paths import HostPath
 
 
@@ -33,6 +37,21 @@ class Randomness:
         """Whatever is drawn inside, the host goes on where it was."""
         with torch.random.fork_rng(self._cuda):
             yield
+
+
+@contextmanager
+def apart(device: torch.device, seed: int) -> Iterator[None]:
+    """Every generator that a host draws from starts at the seed, and afterwards is where it was."""
+    states = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            numpy.random.set_state(states[1])
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,28 @@ class HostBatch:
     @property
     def sigma(self) -> Tensor:
         return self.path.sigma(self.timesteps)
+
+    def held(self, noise: Tensor) -> Held:
+        """The batch as the probe has it: the model at any state and level, with and without the
+        condition."""
+
+        def velocity(embeds: Any) -> Callable[[Tensor, Tensor], Tensor]:
+            def predict(z: Tensor, sigma: Tensor) -> Tensor:
+                state = self.path.state(z, sigma)
+                shown = torch.cat([state, self.conditioning.to(state)], dim=1)
+                prediction = self.predict(shown, self.path.timesteps(sigma), embeds)
+                return self.path.velocity(prediction, z, sigma)
+
+            return predict
+
+        nothing = repeat_embeds(self.unconditional_embeds, len(self.x0))
+        return Held(
+            widen(self.x0),
+            widen(noise) * self.path.noise_scale,
+            velocity(self.embeds),
+            velocity(nothing),
+            self.path.usable,
+        )
 
     def predict_uncond(self, *_: Tensor) -> Tensor:
         """The velocity without a condition, at the base state."""

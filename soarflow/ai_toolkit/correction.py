@@ -10,6 +10,7 @@ waits for the device until the host itself has waited for its loss."""
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +100,16 @@ class Correction(Host):
     def predict_noise(self, *args: Any, **kwargs: Any) -> Tensor:
         if not (kwargs.get("is_primary_pred") and self.soar.at_step(self.step_num).num_corrections):
             return super().predict_noise(*args, **kwargs)
-        randomness = Randomness(self.device_torch)
+        primary = self._circumstances(kwargs)
         prediction = super().predict_noise(*args, **kwargs)
-        own = ("noisy_latents", "timesteps", "is_primary_pred")
-        self._primary = {key: value for key, value in kwargs.items() if key not in own}, randomness
+        self._primary = primary
         return prediction
+
+    def _circumstances(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Randomness]:
+        """What the step's own prediction is conditioned on, and the generators before it."""
+        own = ("noisy_latents", "timesteps", "is_primary_pred")
+        condition = {key: value for key, value in kwargs.items() if key not in own}
+        return condition, Randomness(self.device_torch)
 
     def calculate_loss(
         self,
@@ -127,8 +133,32 @@ class Correction(Host):
         if primary is None or self._prior_is_target(prior_pred):
             return base_loss  # plain training; hook_train_loop counts a correction that was due
 
-        condition, randomness = primary
         as_judged = dict(vars(batch))
+
+        def judge(prediction: Tensor, noise: Tensor, states: Tensor, levels: Tensor) -> Tensor:
+            return host_loss(
+                prediction, noise, states, levels, batch, mask_multiplier, None, **kwargs
+            )
+
+        host = self._host_batch(primary, noisy_latents, timesteps, batch, as_predicted, judge)
+        logs = dict(self.additional_logs)
+        self._result = self._correct(base_loss, noise_pred.detach(), noise, host)
+        # the points overwrote what the base loss left
+        self.additional_logs = logs
+        vars(batch).update(as_judged)
+        return self._result.total.detach().requires_grad_(True)
+
+    def _host_batch(
+        self,
+        primary: tuple[dict[str, Any], Randomness],
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        batch: Any,
+        as_predicted: dict[str, Any],
+        judge: Callable[..., Tensor],
+    ) -> HostBatch:
+        """The batch that the primary prediction was made of."""
+        condition, randomness = primary
 
         def predict(states: Tensor, levels: Tensor, embeds: Any) -> Tensor:
             """The host's prediction under the base prediction's circumstances: the batch's fields,
@@ -139,7 +169,7 @@ class Correction(Host):
                 noisy_latents=states, timesteps=levels, conditional_embeds=embeds, **condition
             )
 
-        host = HostBatch(
+        return HostBatch(
             x0=batch.latents.to(noisy_latents.device),
             noisy_latents=noisy_latents,
             timesteps=timesteps,
@@ -148,17 +178,9 @@ class Correction(Host):
             embeds=condition.pop("conditional_embeds"),
             unconditional_embeds=self.unconditional_embeds,
             predict=predict,
-            judge=lambda prediction, noise, states, levels: host_loss(
-                prediction, noise, states, levels, batch, mask_multiplier, None, **kwargs
-            ),
+            judge=judge,
             backward=lambda loss: self.accelerator.backward(loss * self._regularisation(batch)),
         )
-        logs = dict(self.additional_logs)
-        self._result = self._correct(base_loss, noise_pred.detach(), noise, host)
-        # the points overwrote what the base loss left
-        self.additional_logs = logs
-        vars(batch).update(as_judged)
-        return self._result.total.detach().requires_grad_(True)
 
     def _correct(
         self, base_loss: Tensor, noise_pred: Tensor, noise: Tensor, host: HostBatch

@@ -1,10 +1,15 @@
-"""`type: SOARTrainer` in AI Toolkit. Imported by AI Toolkit alone, which provides the class that is
-extended."""
+"""`type: SOARTrainer` and `type: SOARProbe` in AI Toolkit. Imported by AI Toolkit alone, which
+provides the class that is extended."""
 
 from extensions_built_in.sd_trainer.DiffusionTrainer import DiffusionTrainer
 
-from .correction import Correction
+from .probing import OnlyProbing, Probing
 
 
-class SOARTrainer(Correction, DiffusionTrainer):
-    """The host's own trainer, with SOAR's correction of each step. See correction.py."""
+class SOARTrainer(Probing, DiffusionTrainer):
+    """The host's own trainer, with SOAR's correction of each step (correction.py), and probes
+    between the steps where the job asks for them (probing.py)."""
+
+
+class SOARProbe(OnlyProbing, DiffusionTrainer):
+    """The probe alone."""

@@ -17,6 +17,8 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from ..advice import HISTORY_FILE, cost, cut_off, of_training
+from ..probe import drift, in_training
 from . import sampling
 
 METRICS_FILE = "metrics.jsonl"
@@ -80,11 +82,11 @@ class Metrics(OfTrainer):
         self.start = time.perf_counter()
         if not args.should_save:
             return
-        lines = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
-        self.file.write_text("".join(lines[: state.global_step]))
+        cut_off(self.file, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         row, (stop,) = self.trainer.take_metrics(self.trainer.interrupted())
+        row |= self.trainer.probe.take()
         control.should_training_stop |= stop
         now = time.perf_counter()
         seconds, self.start = now - self.start, now
@@ -93,6 +95,51 @@ class Metrics(OfTrainer):
             with self.file.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
         self.trainer.callback_handler.on_log(args, state, control, row)
+
+
+class Probe(OfTrainer):
+    """What the model's own step loses, every soar.probe_every steps: a line in drift.jsonl, and the
+    step's metrics. The same pictures and noise each time, and no number of the training's."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer)
+        self.every = self.job.soar.probe_every
+        self.row: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.file = self.trainer.root / HISTORY_FILE
+        if not self.every:
+            return
+        shift = self.trainer.family.schedule_shift(self.trainer.held_out.latents[0][None].shape)
+        self.setting = in_training(self.job.soar, shift)
+        number, forwards = len(self.trainer.held_out), self.job.forwards_per_step
+        self.trainer.say(cost(self.setting, number, self.every, forwards))
+        if args.should_save:
+            cut_off(self.file, state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.every and state.global_step % self.every == 0:
+            self._measure(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.every and state.global_step == state.max_steps:
+            self._measure(state.global_step)
+
+    def take(self) -> dict[str, float]:
+        """What was measured since it was last asked, by the names of the metrics."""
+        row, self.row = self.row, {}
+        return row
+
+    def _measure(self, step: int) -> None:
+        trainer = self.trainer
+        with trainer.averaged_weights(), trainer.accelerator.autocast():
+            batches = trainer.held_out.batches(trainer.family, trainer.args.device, 0)
+            levels = drift(batches, self.setting)
+        self.row = {f"drift_{row.sigma:g}": round(row.drift, 4) for row in levels}
+        if trainer.args.should_save:
+            line = {"step": step, "levels": of_training(levels)}
+            with self.file.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
 
 
 class Board(OfTrainer):
@@ -120,12 +167,14 @@ class Board(OfTrainer):
 
 
 class Bar(TrainerCallback):
-    """The bar, with the losses beside it; of a step without correction the one that there is."""
+    """The bar, with the losses beside it; of a step without correction the one that there is. And
+    the largest drift of the last probe."""
 
     bar: Any = None
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.drift: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -134,7 +183,10 @@ class Bar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if self.bar is not None:
             keys = ("base", "correction") if logs["correction"] else ("loss",)
-            self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in keys}, refresh=False)
+            drifts = [value for key, value in logs.items() if key.startswith("drift_")]
+            self.drift = {"drift": f"{max(drifts):.2f}"} if drifts else self.drift
+            shown = {key: f"{logs[key]:.3f}" for key in keys} | self.drift
+            self.bar.set_postfix(shown, refresh=False)
             self.bar.update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

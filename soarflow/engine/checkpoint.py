@@ -2,10 +2,12 @@
 the bit."""
 
 import json
+import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from .. import __version__
 from ..config import ConfigError
 from .families import Family
 from .job import Job
@@ -23,6 +26,8 @@ from .lora import written
 
 ASIDE = ".writing"
 SETTINGS_FILE = "settings.json"
+RUN_FILE = "run.json"
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 TRAINED_FILE = "trained.safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "fp16": torch.float16}
 FIXED = ("network", "model", "train.optimizer", "train.ema_config.use_ema")
@@ -64,6 +69,19 @@ def written_aside(root: Path, args: TrainingArguments) -> Iterator[Path]:
 def settings_of(job: Job) -> dict[str, Any]:
     """A job's settings, flat: {"train.lr": 0.0001, ...}."""
     return dict(_flat(json.loads(json.dumps(asdict(job), default=str)), ""))
+
+
+def write_run(job: Job) -> None:
+    """Beside the metrics: with which settings, which versions and on what a run was trained."""
+    versions = {"soarflow": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    card = torch.cuda.get_device_name() if job.device.startswith("cuda") else job.device
+    versions["device"] = f"{card}, {platform.system()} on {platform.machine()}"
+    record = {"settings": settings_of(job), "versions": versions}
+    job.save_root.mkdir(parents=True, exist_ok=True)
+    (job.save_root / RUN_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,19 @@ import torch
 from ..config import ConfigError
 
 
-def faults(job: Any) -> list[str]:
-    """A sentence for each thing that is not there or cannot be used, all at once."""
-    return [
-        *_data(job), *_model(job), *_network(job), *_output(job), *_optimizer(job.train),
-        *_samples(job),
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a job, in a sentence; and whether it is so for the engine alone."""
+
+    sentence: str
+    engines_own: bool = False
+
+
+def faults(job: Any) -> list[Fault]:
+    """Each thing that is not there or cannot be used, all at once."""
+    everywhere = (*_data(job), *_places(job), *_output(job), *_optimizer(job.train))
+    here = (*_pipeline(job), *_network(job), *_samples(job), *_told(job.told))
+    return [Fault(each) for each in everywhere] + [Fault(each, True) for each in here]
 
 
 def best_device() -> str:
@@ -59,41 +67,52 @@ def _data(job: Any) -> Iterator[str]:
                 f"datasets[{index}].folder_path must be a folder that exists, got "
                 f"{dataset.folder_path}."
             )
+    pictures = job.soar.probe_pictures
+    if pictures and not Path(pictures).is_dir():
+        yield f"soar.probe_pictures must be a folder that exists, got {pictures}."
 
 
-def _model(job: Any) -> Iterator[str]:
+def _places(job: Any) -> Iterator[str]:
+    """Weights that are not there, or not whole."""
     name = job.model.name_or_path
-    if not Path(name).exists():
-        if not is_hub_name(name):
-            yield f"model.name_or_path must be a folder that exists or owner/model, got {name}."
+    if not Path(name).exists() and not is_hub_name(name):
+        yield f"model.name_or_path must be a folder that exists or owner/model, got {name}."
+    for file in sorted(Path(name).glob("*/*.safetensors")):
+        reason = safetensors_fault(file)
+        if reason:
+            yield f"model.name_or_path is not whole: {file} {reason}."
+    path = job.network and job.network.pretrained_lora_path
+    if path and not Path(path).is_file():
+        yield f"network.pretrained_lora_path must be a file that exists, got {path}."
+
+
+def _pipeline(job: Any) -> Iterator[str]:
+    """A model that is there and no pipeline of diffusers', or that is trained in another way."""
+    if job.model.arch == "flux" and job.train.bypass_guidance_embedding:
+        yield (
+            "train.bypass_guidance_embedding must be false with arch flux: the engine trains "
+            "FLUX.1 with its guidance input at 1. Other ways are AI Toolkit's."
+        )
+    name = Path(job.model.name_or_path)
+    if not name.exists():
         return
-    index = _json(Path(name) / "model_index.json")
+    index = _json(name / "model_index.json")
     if index is None:
         yield (
             f"model.name_or_path must be a diffusers pipeline's folder, got {name}: no "
             "model_index.json that can be read."
         )
-        return
-    for part, described in index.items():
-        if isinstance(described, list) and described[0] and not (Path(name) / part).is_dir():
+    for part, described in (index or {}).items():
+        if isinstance(described, list) and described[0] and not (name / part).is_dir():
             yield f"model.name_or_path is not whole: {name} has no folder {part}."
-    for file in sorted(Path(name).glob("*/*.safetensors")):
-        reason = safetensors_fault(file)
-        if reason:
-            yield f"model.name_or_path is not whole: {file} {reason}."
 
 
 def _network(job: Any) -> Iterator[str]:
-    if job.network is None:
-        if job.model.quantize:
-            yield (
-                "model.quantize must be false without network: a full fine-tune trains the very "
-                "weights. Leave it out, or add network."
-            )
-        return
-    path = job.network.pretrained_lora_path
-    if path and not Path(path).is_file():
-        yield f"network.pretrained_lora_path must be a file that exists, got {path}."
+    if job.network is None and job.model.quantize:
+        yield (
+            "model.quantize must be false without network: a full fine-tune trains the very "
+            "weights. Leave it out, or add network."
+        )
 
 
 def safetensors_fault(file: Path) -> str:
@@ -138,6 +157,20 @@ def _samples(job: Any) -> Iterator[str]:
                 yield f"sample.{where} must be a multiple of {multiple}, got {size}."
         if not own:
             return  # all of one size
+
+
+def _told(names: list[str]) -> Iterator[str]:
+    if not names:
+        return
+    from transformers.integrations import get_available_reporting_integrations
+
+    here = get_available_reporting_integrations()
+    for name in names:
+        if name not in here:
+            yield (
+                f"train.report_to and logging must name what is installed, got {name}: "
+                f"pip install {name}, or leave it out."
+            )
 
 
 def _size_multiple(model: Path) -> int:

@@ -22,8 +22,9 @@ from torch import Tensor
 from ..config import ConfigError
 from .cache import FORMAT, ArrowFile, Store, is_writable, read_arrow
 from .families import Family, Features, Text, fingerprint
-from .job import Dataset, Job
+from .job import Job
 from .pictures import bucket_size, read_picture, to_pixels
+from .sections import Dataset
 from .sources import Picture, Source, caption_of, open_source, with_trigger
 
 LISTING = {
@@ -473,6 +474,12 @@ def _listing(source: Source, store: Store) -> dict[str, list[Any]] | None:
         if table is not None:
             return table.to_dict()
     return None
+
+
+def is_listed(source: Source, job: Job) -> bool:
+    """Whether all of a source's pictures were read before, and nothing of it has changed since."""
+    folders = (source.home, job.save_root / "cache")
+    return any((folder / _listing_name(source)).is_file() for folder in folders)
 
 
 def _keep_listing(source: Source, store: Store, listing: dict[str, list[Any]]) -> None:

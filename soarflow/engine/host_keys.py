@@ -15,14 +15,15 @@ TAKEN: dict[str, frozenset[str]] = {
     for where, names in {
         "": "meta",
         "config": "",
-        "process": "name performance_log_every sqlite_db_path logging",
+        "process": "name performance_log_every sqlite_db_path log_dir",
+        "logging": "log_every verbose use_ui_logger",
         "network": "conv conv_alpha lokr_full_rank lokr_factor old_lokr_format transformer_only "
         "split_multistage_loras",  # denoisers here have one stage and no convolutions to train
-        "save": "save_format hf_private hf_repo_id",
+        "save": "save_format",
         "datasets": "num_workers prefetch_factor cache_latents cache_latents_num_workers "
         "cache_tensors_to_disk mask_min_value shrink_video_to_frames fps bucket_tolerance "
         "trim_auto_frame_count_tail replay_transforms full_size_control_images",
-        "train": "bypass_guidance_embedding unload_text_encoder cache_text_embeddings "
+        "train": "unload_text_encoder cache_text_embeddings "
         "force_first_sample reg_weight "
         "switch_boundary_every diff_output_preservation_multiplier diff_output_preservation_class "
         "blank_prompt_preservation_multiplier differential_guidance_scale guidance_loss_target "

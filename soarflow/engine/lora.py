@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from .job import Network
+from .sections import Network
 
 IN_A_BLOCK = re.compile(r"\.\d+\.")
 

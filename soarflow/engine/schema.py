@@ -10,11 +10,12 @@ from pydantic.fields import FieldInfo
 from ..config import SOARConfig
 from ..settings import annotation_of, fields_of, in_yaml, rule_of
 from .host_keys import AS_HERE, TAKEN
-from .job import (
+from .sections import (
     EMA,
     Config,
     Dataset,
     JobFile,
+    Logging,
     Model,
     Network,
     NetworkKwargs,
@@ -27,7 +28,7 @@ from .job import (
 
 SECTIONS = {
     "": JobFile, "config": Config, "config.process[0]": Process, "soar": SOARConfig,
-    "network": Network, "network.network_kwargs": NetworkKwargs, "save": Save,
+    "logging": Logging, "network": Network, "network.network_kwargs": NetworkKwargs, "save": Save,
     "datasets[0]": Dataset, "train": Train,
     "train.ema_config": EMA, "model": Model, "sample": Sample,
     "sample.samples[0]": Picture,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from .job import Dataset
+from .sections import Dataset
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = {
@@ -61,19 +61,34 @@ def open_source(dataset: Dataset) -> Source:
     if not folder.is_dir():
         return _hub(dataset.folder_path)
     pictures = find_files(folder, IMAGE_SUFFIXES)
-    for module, (suffixes, word) in FORMATS.items():
-        files = find_files(folder, suffixes)
-        if files and (module == "json" or not pictures):
-            # shards of other splits lie beside it
-            files = [each for each in files if "train" in str(each.relative_to(folder))] or files
-            what = f"{len(files)} {word} file{'s' if len(files) > 1 else ''} in {folder}"
-            return _rows(what, folder / CACHE_FOLDER, folder, module, [str(each) for each in files])
+    found = _row_files(folder, pictures)
+    if found:
+        module, word, files = found
+        what = f"{len(files)} {word} file{'s' if len(files) > 1 else ''} in {folder}"
+        return _rows(what, folder / CACHE_FOLDER, folder, module, [str(each) for each in files])
     if not pictures:
         endings = ", ".join(
             [*IMAGE_SUFFIXES, *(end for ends, _ in FORMATS.values() for end in ends)]
         )
         raise ConfigError(f"datasets.folder_path {folder} has no pictures ({endings}).")
     return _folder(dataset, folder, pictures)
+
+
+def loose_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder whose captions lie beside them; none where it holds rows."""
+    pictures = find_files(folder, IMAGE_SUFFIXES)
+    return [] if _row_files(folder, pictures) else pictures
+
+
+def _row_files(folder: Path, pictures: list[Path]) -> tuple[str, str, list[Path]] | None:
+    """Files of rows that the folder is read by, with their format's name and word."""
+    for module, (suffixes, word) in FORMATS.items():
+        files = find_files(folder, suffixes)
+        if files and (module == "json" or not pictures):
+            # shards of other splits lie beside it
+            kept = [each for each in files if "train" in str(each.relative_to(folder))]
+            return module, word, kept or files
+    return None
 
 
 def list_images(dataset: Dataset, trigger_word: str | None = None) -> list[tuple[Path, str]]:
@@ -85,7 +100,7 @@ def list_images(dataset: Dataset, trigger_word: str | None = None) -> list[tuple
             f"datasets.folder_path {folder} has no pictures ({', '.join(IMAGE_SUFFIXES)})."
         )
     trigger_word = dataset.trigger_word or trigger_word
-    captions = (caption_of(_caption(path, dataset), str(path), dataset) for path in paths)
+    captions = (caption_of(caption_beside(path, dataset), str(path), dataset) for path in paths)
     return [
         (path, with_trigger(caption, trigger_word))
         for path, caption in zip(paths, captions, strict=True)
@@ -145,15 +160,17 @@ def decode_caption(content: bytes, name: str) -> str:
         ) from error
 
 
-def _caption(path: Path, dataset: Dataset) -> str | None:
+def caption_beside(path: Path, dataset: Dataset) -> str | None:
+    """What the caption file beside a picture says; None where there is none. Raises ConfigError."""
     for ending in dataset.caption_ext:
         file = path.with_suffix("." + ending.removeprefix("."))
         if file.is_file():
-            return decode_caption(_bytes(file), str(file))
+            return decode_caption(read_bytes(file), str(file))
     return None
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """A file's content. Raises ConfigError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -162,7 +179,7 @@ def _bytes(path: Path) -> bytes:
 
 def _folder(dataset: Dataset, folder: Path, paths: list[Path]) -> Source:
     """Pictures with their captions beside them."""
-    captions = [_caption(path, dataset) for path in paths]
+    captions = [caption_beside(path, dataset) for path in paths]
     for path, caption in zip(paths, captions, strict=True):
         caption_of(caption, str(path), dataset)  # before hours of encoding
     state = hashlib.sha256()
@@ -172,7 +189,7 @@ def _folder(dataset: Dataset, folder: Path, paths: list[Path]) -> Source:
 
     def pictures() -> Iterator[Picture]:
         for path, caption in zip(paths, captions, strict=True):
-            yield Picture(str(path), _bytes(path), caption)
+            yield Picture(str(path), read_bytes(path), caption)
 
     found = f"{len(paths)} pictures with captions in {folder}"
     return Source(found, state.hexdigest(), folder / CACHE_FOLDER, len(paths), pictures)
@@ -238,7 +255,7 @@ def _picture(row: dict[str, Any], name: str, folder: Path) -> Iterator[Picture]:
     elsewhere = isinstance(value, str)
     if elsewhere:
         path = folder / (f"{value}.jpg" if key == "md5" else value)
-        name, value = f"{path} ({name})", _bytes(path)
+        name, value = f"{path} ({name})", read_bytes(path)
     caption = next((row[each] for each in CAPTION_COLUMNS if row.get(each) is not None), None)
     if isinstance(caption, list):
         caption = next(iter(caption), None)

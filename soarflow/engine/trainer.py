@@ -8,6 +8,7 @@ samples, what a checkpoint holds, and the callbacks.
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -23,14 +24,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..config import ConfigError
 from ..objective import SOARResult, soar_backward
-from . import checkpoint, sampling
-from .callbacks import Average, Bar, Board, Metrics, Samples, Saving, interruption
+from ..probe import IN_TRAINING
+from . import checkpoint, probing, sampling
+from .callbacks import Average, Bar, Board, Metrics, Probe, Samples, Saving, interruption
 from .data import Draw, load_training_set, seeded_generator
 from .families import Features, load_family
-from .job import OPTIMIZERS, Job
+from .job import Job
 from .levels import draw_sigma, loss_weighting
 from .lora import add_lora
 from .losses import LOSSES
+from .sections import OPTIMIZERS
 
 ROOT_MEAN_SQUARES = ("step_size", "correction_size")
 PRECISIONS = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16"}
@@ -72,8 +75,10 @@ def training_arguments(job: Job) -> TrainingArguments:
             torch_compile=job.model.compile,
             seed=train.seed,
             use_cpu=job.device == "cpu",
-            report_to=[name for name in train.report_to if name != "tensorboard"] or "none",
-            run_name=job.name,
+            report_to=job.told or "none",
+            project=job.logging.project_name or "soarflow",
+            run_name=job.logging.run_name or job.name,
+            trackio_space_id=None,  # on this machine, not in a Space of the hub
             logging_strategy="no",
             logging_nan_inf_filter=False,
             save_strategy="no",  # callbacks.Saving says when
@@ -117,7 +122,8 @@ class SOARTrainer(Trainer):
 
     def __init__(self, job: Job, say: Callable[[str], None] = print) -> None:
         args = training_arguments(job)
-        self.job, self.root = job, job.save_root
+        self.job, self.root, self.say = job, job.save_root, say
+        os.environ.setdefault("WANDB_PROJECT", args.project)  # where the Trainer's callback looks
         self.half = HALVES.get(PRECISIONS.get(job.train.dtype, ""))
         self.family = load_family(
             job.model.arch, job.model.name_or_path, self.half or torch.float32, args.device,
@@ -131,6 +137,7 @@ class SOARTrainer(Trainer):
         self.pictures = [] if job.train.disable_sampling else job.sample.pictures()
         prompts = [text for each in self.pictures for text in (each.prompt, each.neg or "")]
         self.sample_texts = sampling.encode(self.family, prompts, say)
+        self.held_out = self._held_out()
         # everything is encoded: the encoders' memory is the denoiser's
         self.family.free_encoders()
         self.family.load_denoiser(torch.float32 if job.network is None else None)
@@ -139,12 +146,12 @@ class SOARTrainer(Trainer):
         self.grad_norm = 0.0
         self.resumed_from: Path | None = None
         self.interrupted: Callable[[], bool] = lambda: False
-        self.average = Average(self)
+        self.average, self.probe = Average(self), Probe(self)
         super().__init__(
             model=self.pipeline.transformer,
             args=args,
             callbacks=[self.average, Metrics(self), Board(self), Bar(job.name), Samples(self),
-                       Saving(self)],
+                       self.probe, Saving(self)],
         )  # fmt: skip
         self.remove_callback(PrinterCallback)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
@@ -154,6 +161,12 @@ class SOARTrainer(Trainer):
                 "train.ema_config needs whole weights in each process, which FSDP and DeepSpeed "
                 "do not keep: leave it out."
             )
+
+    def _held_out(self) -> probing.Pictures | None:
+        """What is probed on while training."""
+        if not self.job.soar.probe_every:
+            return None
+        return probing.of_job(self.family, self.job, IN_TRAINING)
 
     def _make_trainable(self) -> None:
         """Freezes everything but the LoRA, or but the transformer; trained weights are float32
@@ -399,6 +412,11 @@ def train(
     """Runs a job to its end, from its last checkpoint if there is one; Ctrl-C, SIGTERM or SIGHUP
     end it after the current step, saved."""
     saved = checkpoint.last(job.save_root)
+    if saved is None and (old := job.save_root / "resume.pt").exists():
+        raise ConfigError(
+            f"{old} was written by an earlier soarflow, which this one cannot go on from: remove "
+            "it to train from the start, or choose another config.name."
+        )
     changes = checkpoint.changed_settings(job, saved) if saved else []
     say(f"loading {job.model.name_or_path}")
     trainer = make_trainer(job, say)
@@ -406,9 +424,30 @@ def train(
         say(f"resuming at step {checkpoint.step_of(saved)} of {job.train.steps}")
     for change in changes:
         say(f"  changed, and in force from here on: {change}")
+    if trainer.args.should_save:
+        checkpoint.write_run(job)
     with interruption() as trainer.interrupted:
         trainer.train(resume_from_checkpoint=str(saved) if saved else None)
         step = trainer.state.global_step
         finished = step >= job.train.steps
         weights = trainer.save_weights(None if finished else step)
+    if finished and job.save.push_to_hub and trainer.args.should_save:
+        _upload(job, weights, say)
     return Outcome(weights, step, finished)
+
+
+def _upload(job: Job, weights: Path, say: Callable[[str], None]) -> None:
+    """The finished weights to the hub; where that fails they lie here still, and it is said."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    hub, name = HfApi(), job.save.hf_repo_id or job.name
+    try:
+        name = hub.create_repo(name, private=job.save.hf_private, exist_ok=True).repo_id
+        if weights.is_dir():
+            hub.upload_folder(folder_path=weights, path_in_repo=weights.name, repo_id=name)
+        else:
+            hub.upload_file(path_or_fileobj=weights, path_in_repo=weights.name, repo_id=name)
+        say(f"uploaded to {name}")
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
+        say(f"warning: not uploaded to {name}: {' '.join(str(error).split())}")

@@ -10,6 +10,7 @@ from .checks import safetensors_fault
 
 if TYPE_CHECKING:
     from .families import Family
+    from .job import Job
 
 LORA = re.compile(r"[._](lora_[AB]|lora_down|lora_up|lora\.down|lora\.up)[._]")
 """What the keys of a LoRA have in them, whoever wrote it."""
@@ -75,3 +76,14 @@ def load_transformer(family: "Family", folder: Path) -> None:
         ) from error
     family.pipeline.transformer = trained.to(base.device)
     family.denoiser = family.pipeline.transformer
+
+
+def newest_weights(job: "Job") -> Path | None:
+    """What a job has trained so far: its finished weights, or those of its last save."""
+    ending = ".safetensors" if job.network else ""
+    whole = job.save_root / f"{job.name}{ending}"
+    saved = (
+        each for each in job.save_root.glob(f"{job.name}_*{ending}")
+        if each.name.removesuffix(ending)[len(job.name) + 1 :].isdigit()
+    )  # fmt: skip
+    return whole if whole.exists() else max(saved, default=None)

@@ -15,8 +15,8 @@ its last and are back-propagated as one sum; `perfect`: from the third step on t
 with its target under the step's own noise, as a model that has nothing left to learn; `oom`: the
 first step's second point runs out of memory; `stop`: an interrupt after the second step; `waits`:
 calls of ours that would wait for a device are recorded; `watched`: memory and open files after each
-step; `timed`: processor time of steps and predictions; `unrecorded`: nothing but what other flags
-ask for."""
+step; `timed`: processor time of steps, predictions and probes; `unrecorded`: nothing but what other
+flags ask for."""
 
 import functools
 import importlib
@@ -292,9 +292,12 @@ def watch(trainer_class):
 
 
 def time_calls(trainer_class):
-    """Processor time of each step and of each prediction in it that needs no gradient."""
+    """Processor time of each step, of each prediction in it that needs no gradient, and of each
+    probe."""
     for name in ("hook_train_loop", "predict_noise"):
         time_method(trainer_class, name)
+    probing = importlib.import_module("extensions.aitk_soar.soarflow.ai_toolkit.probing")
+    time_method(probing.Probing, "_probe_in_training")
 
 
 def time_method(owner, name):

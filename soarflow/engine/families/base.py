@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -33,6 +34,9 @@ class Family(Protocol):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] to latents."""
+
+    def decode_latents(self, latents: Tensor) -> list[Image]:
+        """The pictures of latents."""
 
     def encode_text(self, texts: list[str]) -> Features:
         """What the encoders say of each text, cut off where it is too long."""
@@ -169,6 +173,15 @@ class Pretrained:
         vae = self.pipeline.vae
         latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> list[Image]:
+        vae = self.pipeline.vae
+        scaled = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return self._pictures(vae.decode(scaled.to(vae.device, vae.dtype)).sample)
+
+    def _pictures(self, decoded: Tensor) -> list[Image]:
+        return self.pipeline.image_processor.postprocess(decoded.float(), output_type="pil")
 
     def schedule_shift(self, size: torch.Size | None = None) -> float:
         """The scheduler's own; where it follows the picture's size, e^mu with mu linear in the

@@ -1,6 +1,7 @@
 """Qwen-Image."""
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from .base import Features, Pretrained, pack, padded, unpack
@@ -25,11 +26,24 @@ class QwenImage(Pretrained):
         vae = self.pipeline.vae
         frames = pixels.to(vae.device, vae.dtype).unsqueeze(2)
         latents = vae.encode(frames).latent_dist.mode().squeeze(2)
-        mean, std = (
-            latents.new_tensor(each).view(-1, 1, 1)
-            for each in (vae.config.latents_mean, vae.config.latents_std)
-        )
+        mean, std = self._scale(latents)
         return (latents - mean) / std
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> list[Image]:
+        vae = self.pipeline.vae
+        mean, std = self._scale(latents)
+        frames = (latents * std + mean).to(vae.device, vae.dtype).unsqueeze(2)
+        return self._pictures(vae.decode(frames).sample.squeeze(2))
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the VAE's latents, by channel."""
+        config = self.pipeline.vae.config
+        mean, std = (
+            like.new_tensor(each).view(-1, 1, 1)
+            for each in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
 
     def text_limit(self) -> int:
         return self.pipeline.tokenizer_max_length
