@@ -9,10 +9,10 @@ quickstart: .venv/installed
 	$(RUN) -m soarflow demo $(DEMO_FLAGS)
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

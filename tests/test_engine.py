@@ -323,31 +323,37 @@ def test_checkpointing_changes_nothing(run):
         assert_close(plain[key], checkpointed[key], rtol=1e-4, atol=1e-6)
 
 
+SETTINGS = [
+    {"train": {"lr": 2e-3}},
+    {"train": {"timestep_type": "linear"}},
+    {"train": {"timestep_type": "shift"}},
+    {"train": {"loss_type": "mae"}},
+    {"train": {"loss_type": "pseudo_huber"}},
+    {"train": {"lr_scheduler": "linear"}},
+    {
+        "train": {
+            "lr_scheduler": "constant_with_warmup",
+            "lr_scheduler_params": {"num_warmup_steps": 3},
+        }
+    },
+    {"train": {"optimizer_params": {"betas": [0.5, 0.9]}}},
+    {"train": {"max_grad_norm": 1e-3, "optimizer_params": {"eps": 0.1}}},
+    {"train": {"ema_config": {"ema_decay": 0.5}}},
+    {"train": {"dtype": "bf16"}},
+    {"train": {"seed": 1}},
+    {"network": {"linear_alpha": 8}},
+    {"trigger_word": "red"},
+    {"soar": {"start_step": 2}},
+    {"soar": {"every": 2}},
+    {"soar": {"step_space": "schedule"}},
+]
+
+
 @pytest.mark.parametrize(
     "sections",
     [
-        {"train": {"lr": 2e-3}},
-        {"train": {"timestep_type": "linear"}},
-        {"train": {"timestep_type": "shift"}},
-        {"train": {"loss_type": "mae"}},
-        {"train": {"loss_type": "pseudo_huber"}},
-        {"train": {"lr_scheduler": "linear"}},
-        {
-            "train": {
-                "lr_scheduler": "constant_with_warmup",
-                "lr_scheduler_params": {"num_warmup_steps": 3},
-            }
-        },
-        {"train": {"optimizer_params": {"betas": [0.5, 0.9]}}},
-        {"train": {"max_grad_norm": 1e-3, "optimizer_params": {"eps": 0.1}}},
-        {"train": {"ema_config": {"ema_decay": 0.5}}},
-        {"train": {"dtype": "bf16"}},
-        {"train": {"seed": 1}},
-        {"network": {"linear_alpha": 8}},
-        {"trigger_word": "red"},
-        {"soar": {"start_step": 2}},
-        {"soar": {"every": 2}},
-        {"soar": {"step_space": "schedule"}},
+        each if number % 3 == 0 else pytest.param(each, marks=SLOW)
+        for number, each in enumerate(SETTINGS)
     ],
     ids=str,
 )
@@ -527,6 +533,7 @@ def test_what_a_resume_cannot_change_is_refused(run, sections, named):
         run("run", **sections)
 
 
+@SLOW
 def test_a_resume_names_each_changed_setting_and_applies_it(run, interrupt_at, monkeypatch):
     changed = {
         "train": {

@@ -293,7 +293,7 @@ QUICK = [
     *((arch, (LORA, GUIDED, CACHED)) for arch in FAMILIES),
     ("qwen_image", (FULL, UNGUIDED, UNCACHED)),
 ]
-EIGHT_BITS = [("sd3", "int8"), ("flux", "qfloat8")]
+EIGHT_BITS = [("sd3", "int8")]
 """What is not marked slow."""
 
 
@@ -500,7 +500,9 @@ def test_no_layer_left_is_one_sentence(train, capsys):
     assert "leave no layer to train. Layers are called to_q, to_k" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("network", [{"type": "dora"}, {"dropout": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "network", [{"type": "dora"}, pytest.param({"dropout": 0.5}, marks=pytest.mark.slow)], ids=str
+)
 def test_an_option_of_the_lora_changes_it_and_resumes_to_the_bit(train, network):
     plain = weights_of(train("sd3", "plain"))
     whole = weights_of(train("sd3", "whole", network=network))

@@ -255,6 +255,7 @@ def test_a_result_without_a_hash_or_of_no_cell_is_refused(small):
         read(file, small.planned[0])
 
 
+@pytest.mark.slow
 def test_two_small_cells_run_and_are_read_back(tmp_path, monkeypatch):
     uncompiled = load_family("zimage", str(BUNDLED), torch.float32, "cpu")
     monkeypatch.setattr("study.measure.sampling_family", lambda: uncompiled)
