@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from .config import ConfigError
 from .settings import in_yaml
@@ -31,8 +32,7 @@ def output_folder(folder: Path, option: str) -> None:
     """Makes a folder, now and not after the work. Raises ConfigError where it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".soarflow").touch()
-        (folder / ".soarflow").unlink()
+        TemporaryFile(dir=folder).close()  # without a name: several processes may ask at once
     except (OSError, ValueError) as error:
         raise _unwritable(folder, option, error) from error
 
