@@ -489,9 +489,3 @@ def _keep_listing(source: Source, store: Store, listing: dict[str, list[Any]]) -
     file = ArrowFile(folder, "listing", LISTING)
     file.write(listing)
     file.close(_listing_name(source))
-
-
-def micro_batches(training_set: TrainingSet, step: int, accumulation: int) -> Iterator[list[Draw]]:
-    """The batches of one optimizer step."""
-    for index in range(accumulation):
-        yield training_set.batch(step * accumulation + index)
