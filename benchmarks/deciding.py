@@ -2,9 +2,9 @@
 and the price of a gradient.
 
 `python benchmarks/deciding.py` runs what has not run, the most telling first, and writes each
-result to results/deciding; `--until 16:00` starts nothing after that time, `--seeds 5` runs more
-seeds of every arm, `--only rates arms` takes a part of it. `--pictures` draws
-results/arms.png; `quality.py --report` makes RESULTS.md."""
+result to results/deciding; `--share 0/2` and `--share 1/2` split the arms between two processes,
+`--until 16:00` starts nothing after that time, `--only rates arms` takes a part of it.
+`--pictures` draws results/arms.png; `quality.py --report` makes RESULTS.md."""
 
 import argparse
 import sys
@@ -12,26 +12,22 @@ from datetime import datetime
 
 from record import RESULTS
 from study import gallery
-from study.continuing import measure_model, run
+from study.continuing import MEASURED, measure_model, run
 from study.decision import Decision
 from study.further import (
+    RUN_ORDER,
     SEEDS,
-    arm_cells,
-    faster_cells,
+    SOAR,
+    as_long_cells,
+    frontier_cells,
     further_rate_cells,
-    price_cells,
     rate_cells,
-    thirty_cells,
+    score_cells,
 )
 from study.results import StaleCellError
 
 FOLDER = RESULTS / "deciding"
-
-
-KINDS = (
-    "rates", "drift_base", "drift_start", "price_start", "hybrid_start", "further_rates", "arms",
-    "faster", "thirty", "price_arms",
-)  # fmt: skip
+KINDS = ("rates", "further_rates", "arms", *MEASURED, "as_long")
 """In the order in which they run."""
 
 
@@ -39,6 +35,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    share = "this process's share of the arms, as index/number of processes"
+    parser.add_argument("--share", default="0/1", help=share)
     parser.add_argument("--until", default="23:59", help="start nothing after this time of the day")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--pictures", action="store_true")
@@ -53,16 +51,26 @@ def main() -> None:
         return
     hour, minute = map(int, args.until.split(":"))
     until = datetime.now().replace(hour=hour, minute=minute).timestamp()
-    cells = {
-        "rates": rate_cells(), "further_rates": further_rate_cells(), "arms": arm_cells(args.seeds),
-        "faster": faster_cells(args.seeds), "thirty": thirty_cells(args.seeds),
-        "price_arms": price_cells(args.seeds),
-    }  # fmt: skip
+    index, processes = map(int, args.share.split("/"))
     for kind in args.only:
-        if kind in cells:
-            run(cells[kind], FOLDER, until)
-        else:
+        if kind in MEASURED:
             measure_model(kind, FOLDER, until)
+        elif kind == "rates":
+            run(rate_cells(), FOLDER, until)
+        elif kind == "further_rates":
+            run([*further_rate_cells()][index::processes], FOLDER, until)
+        elif kind == "arms":
+            run_arms(RUN_ORDER[index::processes], args.seeds, until)
+        elif best := Decision(FOLDER, args.seeds).best_guidance(SOAR):
+            run(as_long_cells(best[4]), FOLDER, until)
+
+
+def run_arms(arms: tuple, seeds: int, until: float) -> None:
+    """Each arm's frontier, then its scores at the best guidance that it shows."""
+    for arm in arms:
+        run(frontier_cells(arm, seeds), FOLDER, until)
+        if best := Decision(FOLDER, seeds).best_guidance(arm):
+            run(score_cells(arm, best, seeds), FOLDER, until)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def train_cell(cell: Cell) -> tuple[Family, list[dict]]:
     with tempfile.TemporaryDirectory() as name:
         job = make_job(cell, Path(name))
         outcome = train(job, lambda _: None, lambda job, say: make_trainer(job, say, cell))
-        apply(family, cell, outcome.weights)
+        apply(family, cell.group.network, outcome.weights)
         log = (job.save_root / "metrics.jsonl").read_text().splitlines()
     return family, [json.loads(line) for line in log[:: max(len(log) // LOGGED, 1)]]
 
@@ -53,10 +53,10 @@ def make_trainer(job: Job, say: Callable[[str], None], cell: Cell) -> SOARTraine
     return trainer
 
 
-def apply(family: Family, cell: Cell, weights: Path) -> None:
-    """What was trained, into the pipeline."""
+def apply(family: Family, network: str, weights: Path) -> None:
+    """What was trained, `full` or `lora`, into the pipeline."""
     pipeline = family.pipeline
-    if cell.group.network == "lora":
+    if network == "lora":
         pipeline.load_lora_weights(str(weights.parent), weight_name=weights.name)
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()

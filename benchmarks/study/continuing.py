@@ -19,15 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soarflow.bundled.scoring import held_out
-from soarflow.engine.families import Family, load_family
+from soarflow.engine.families import Family, Text, load_family
 from soarflow.engine.job import Job, read_job
-from soarflow.engine.sampling import sample
+from soarflow.engine.sampling import encode, sample
 from soarflow.engine.trainer import SOARTrainer, train
 from soarflow.tinyscenes import BUNDLED
+from soarflow.tinyscenes.captions import Caption
 from soarflow.tinyscenes.scenes import SIZE, draw_scenes, render, write_folder
 
 from . import drift, price
 from .arms import base_hash
+from .cells import apply
 from .further import PICTURE_SEED, PICTURES, START, Cell, Sampling, Training, digest
 from .measure import (
     FIRST_SEED,
@@ -40,7 +42,7 @@ from .measure import (
     sharpness,
 )
 from .measure import variety as variety_of
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, ONE_BACKWARD
 from .results import StaleCellError
 
 WORK = HERE / "work"
@@ -54,11 +56,11 @@ class ArmTrainer(SOARTrainer):
     def __init__(self, job: Job, say, training: Training) -> None:
         super().__init__(job, say)
         self.objective = OBJECTIVES[training.arm.objective]
-        self.trains_once = training.arm.objective == "one_term"
+        self.goes_back_once = training.arm.objective in ONE_BACKWARD
 
     @contextmanager
     def _synchronised_once(self, model, passes: int) -> Iterator:
-        with super()._synchronised_once(model, 1 if self.trains_once else passes) as begin_pass:
+        with super()._synchronised_once(model, 1 if self.goes_back_once else passes) as begin_pass:
             yield begin_pass
 
 
@@ -104,32 +106,60 @@ def weights(training: Training | None) -> dict[str, Tensor]:
             outcome = train(
                 read_job(path), lambda _: None, lambda job, say: ArmTrainer(job, say, training)
             )
-            shard = next(outcome.weights.glob("*.safetensors"))
-            trained = {k: v.float() for k, v in load_file(shard).items()}
+            model = str(pipeline_of(training.start))
+            family = load_family("zimage", model, torch.float32, "cpu")
+            apply(family, training.network, outcome.weights)
+            trained = family.pipeline.transformer.state_dict()
         seconds = {"seconds": f"{time.perf_counter() - start:.1f}"}
         save_file(trained, file.with_suffix(".partial"), metadata=seconds)
         file.with_suffix(".partial").rename(file)
     return load_file(file)
 
 
-def sampler(training: Training | None) -> Family:
-    """The pipeline that draws, with a training's weights."""
+@cache
+def drawing_family() -> Family:
+    """The pipeline that draws, all of its transformer's layers compiled."""
     family = sampling_family()
+    for layer in (*family.pipeline.transformer.noise_refiner,
+                  *family.pipeline.transformer.context_refiner):  # fmt: skip
+        layer.compile()
+    family.pipeline.vae.to(memory_format=torch.channels_last)
+    return family
+
+
+def sampler(training: Training | None) -> Family:
+    """The same with a training's weights."""
+    family = drawing_family()
     family.pipeline.transformer.load_state_dict(weights(training))
     return family
+
+
+@cache
+def captions_of(first: int, number: int) -> list[Caption]:
+    return held_out(first + number)[first:]
+
+
+@cache
+def texts_of(first: int, number: int) -> dict[str, Text]:
+    """Their captions and the empty one encoded, once for every model: no arm trains the encoder."""
+    texts = ["", *map(str, captions_of(first, number))]
+    parts = (texts[start : start + 100] for start in range(0, len(texts), 100))
+    return {key: text for part in parts for key, text in encode(drawing_family(), part).items()}
 
 
 @cache
 def reference(number: int) -> np.ndarray:
     """Features of as many held-out pictures."""
     scenes = draw_scenes(REFERENCE_SEED, number, held_out=True)
-    return features(sampling_family(), [render(scene.things) for scene in scenes])
+    return features(drawing_family(), [render(scene.things) for scene in scenes])
 
 
 def drawn(family: Family, sampling: Sampling, guidance: float) -> dict:
     """One sampling's pictures, judged."""
-    captions = held_out(sampling.first + sampling.number)[sampling.first :]
-    options = {"width": SIZE, "height": SIZE, "steps": sampling.steps, "guidance_scale": guidance}
+    part = sampling.first, sampling.number
+    captions, texts = captions_of(*part), texts_of(*part)
+    options = {"width": SIZE, "height": SIZE, "steps": sampling.steps, "guidance_scale": guidance,
+               "texts": texts}  # fmt: skip
     seeds = [FIRST_SEED + sampling.first + index for index in range(len(captions))]
     images = sample(family, [str(each) for each in captions], seeds, **options)
     few = [str(each) for each in captions[:VARIED_CAPTIONS] for _ in range(VARIED)]

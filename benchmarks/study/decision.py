@@ -2,7 +2,7 @@
 plan.md allows."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,105 +10,115 @@ import numpy as np
 
 from .arms import Arm
 from .continuing import MEASURED, mark_of, read
-from .further import FURTHER_ARMS, MAIN_ARMS, SEEDS, SFT, SOAR_MATCHED, Cell, planned
+from .further import BASE_MODEL as BASE
+from .further import (
+    CHOOSING_SEEDS,
+    FURTHER_ARMS,
+    PRICE_ARMS,
+    SEEDS,
+    SFT,
+    SOAR,
+    SOAR_MATCHED,
+    Cell,
+    as_long_cells,
+    control,
+    drawn_in,
+    frontier_cells,
+    further_rate_cells,
+    rate_cells,
+    score_cells,
+    seeds_of,
+)
+from .further import START_MODEL as START
 from .statistics import LEVEL, Estimate, holm
 
 MARGIN, PAPERS_GAIN = 0.010, 0.05
 """Differences within the first are none; the second is what the paper reports, here."""
-START, BASE = Arm("start", "the start"), Arm("base", "the bundled base")
 STEPS = (4, 8, 30)
-
-
-@dataclass(frozen=True)
-class AtBest:
-    """Graded scores (seeds, captions) of an arm at its own best guidance, and which that was for
-    either half of the captions."""
-
-    scores: np.ndarray
-    guidances: tuple[str, str]
-
-
-def at_best(by_guidance: dict[str, np.ndarray]) -> AtBest:
-    """Chosen on every other caption, scored on the rest, and the other way round."""
-    first = next(iter(by_guidance.values()))
-    half, scores, chosen = np.arange(first.shape[1]) % 2, np.empty_like(first), []
-    for fold in (0, 1):
-        best = max(by_guidance, key=lambda each: by_guidance[each][:, half != fold].mean())
-        scores[:, half == fold] = by_guidance[best][:, half == fold]
-        chosen.append(best)
-    return AtBest(scores, (chosen[0], chosen[1]))
+Results = dict[int, dict]
+"""An arm's results by seed."""
 
 
 class Decision:
     """The committed results of a folder."""
 
     def __init__(self, folder: Path, seeds: int = SEEDS) -> None:
-        self.folder = folder
-        found = {cell.name: (cell, read(folder / f"{cell.name}.json", cell.hash))
-                 for cell in planned(seeds)}  # fmt: skip
-        self.cells: dict[str, tuple[Cell, dict]] = {
-            name: (cell, result) for name, (cell, result) in found.items() if result
-        }
-        self.missing = [name for name, (_, result) in found.items() if not result]
+        self.folder, self.seeds = folder, seeds
+        self.results: dict[str, dict] = {}
+        """Every result that is there, by its cell's name."""
+        self.missing: list[str] = []
+        for cell in (*rate_cells(), *further_rate_cells()):
+            self._read(cell)
+        arms = (BASE, START, *FURTHER_ARMS)
+        self.frontiers = {arm.name: self._all(frontier_cells(arm, seeds)) for arm in arms}
+        self.scores = {arm.name: self._scores(arm) for arm in arms}
+        self.as_long: dict[str, Results] = {arm.name: {} for arm in PRICE_ARMS}
+        best = self.best_guidance(SOAR)
+        for cell in as_long_cells(best[4]) if best else ():
+            if result := self._read(cell):
+                self.as_long[result["cell"]["arm"]][result["cell"]["seed"]] = result
         models = {name: read(folder / f"{name}.json", mark_of(name)) for name in MEASURED}
         self.measured = {name: result["found"] for name, result in models.items() if result}
         self.missing += [name for name, result in models.items() if not result]
-        self.seconds = sum(result["seconds"] for result in models.values() if result)
+        self.seconds = sum(result["seconds"] for result in models.values() if result) + sum(
+            each["training_seconds"] + each["measuring_seconds"] for each in self.results.values()
+        )
 
-    def records(self, arm: Arm, steps: int) -> dict[int, dict]:
-        """An arm's cells that are drawn in so many steps, by seed."""
-        group = "thirty" if steps == 30 else "few"
-        return {
-            result["cell"]["seed"]: result
-            for name, (_, result) in self.cells.items()
-            if name.startswith(f"{group}_") and name.split("_")[1] == arm.name.replace(" ", "-")
-        }
+    def _read(self, cell: Cell) -> dict | None:
+        result = read(self.folder / f"{cell.name}.json", cell.hash)
+        if result:
+            self.results[cell.name] = result
+        else:
+            self.missing.append(cell.name)
+        return result
 
-    def seeds(self, arm: Arm, steps: int) -> list[int]:
-        """Those of an arm that count: which every main arm has, or, of another one, it too."""
-        shared = set(range(1_000))
-        for each in (*MAIN_ARMS, arm):
-            shared &= set(self.records(each, steps))
-        return sorted(shared)
+    def _all(self, cells) -> Results:
+        found = map(self._read, cells)
+        return {result["cell"]["seed"]: result for result in found if result}
+
+    def _scores(self, arm: Arm) -> Results:
+        best = self.best_guidance(arm)
+        if best is None:
+            self.missing.append(f"score_{arm.name}".replace(" ", "-"))
+            return {}
+        return self._all(score_cells(arm, best, self.seeds))
+
+    def best_guidance(self, arm: Arm) -> dict[int, float] | None:
+        """By the steps of the drawing, chosen on captions apart; None until its frontier is
+        whole."""
+        results = self.frontiers[arm.name]
+        if len(results) < len(seeds_of(arm, CHOOSING_SEEDS)):
+            return None
+        best = {}
+        for steps in drawn_in(arm):
+            samplings = self.guidances(arm, steps)
+            chosen = max(samplings, key=lambda each: self.whole(arm, each, "score"))
+            best[steps] = float(chosen.split("/")[0])
+        return best
 
     def guidances(self, arm: Arm, steps: int) -> list[str]:
-        records = self.records(arm, steps)
-        samplings = next(iter(records.values()))["samplings"] if records else ()
+        """The frontier's samplings in so many steps."""
+        results = self.frontiers[arm.name]
+        samplings = next(iter(results.values()))["samplings"] if results else ()
         return [key for key in samplings if key.endswith(f"/{steps}")]
 
     def whole(self, arm: Arm, sampling: str, name: str) -> float:
-        """Mean over the seeds of graded score, frechet, variety or sharpness."""
-        records = self.records(arm, int(sampling.split("/")[1]))
-        return float(np.mean([np.mean(each["samplings"][sampling][name])
-                              for each in records.values()]))  # fmt: skip
+        """Mean over the frontier's seeds of graded score, frechet, variety or sharpness."""
+        return _mean(self.frontiers[arm.name], sampling, name)
 
-    def best(self, arm: Arm, steps: int) -> AtBest | None:
-        """None where an arm has not run."""
-        records = self.records(arm, steps)
-        seeds = [0] if arm in (START, BASE) else self.seeds(arm, steps)
-        if not records or not seeds:
-            return None
-        return at_best({
-            key: np.array([records[seed]["samplings"][key]["score"] for seed in seeds])
-            for key in self.guidances(arm, steps)
-        })  # fmt: skip
+    def scored(self, arm: Arm, steps: int, name: str = "score") -> float | None:
+        """The same at the best guidance, over all scored captions and seeds."""
+        results, key = self.scores[arm.name], self.key(arm, steps)
+        return _mean(results, key, name) if results and key else None
 
-    def at_same_guidance(self, arm: Arm, sampling: str) -> Estimate | None:
-        """arm - SFT, both drawn alike; shown, not judged."""
-        steps = int(sampling.split("/")[1])
-        one, two = self.records(arm, steps), self.records(SFT, steps)
-        seeds = [each for each in self.seeds(arm, steps) if each in two]
-        if arm in (START, BASE, SFT) or not seeds:
-            return None
-        scores = (
-            np.array([each[seed]["samplings"][sampling]["score"] for seed in seeds])
-            for each in (one, two)
-        )
-        return Estimate.of(np.subtract(*scores))
+    def key(self, arm: Arm, steps: int) -> str:
+        """The best guidance and the steps, as a sampling is named; empty where there is none."""
+        best = self.best_guidance(arm) or {}
+        return f"{best[steps]:g}/{steps}" if steps in best else ""
 
     def difference(self, arm: Arm, other: Arm, steps: int) -> Estimate | None:
         """arm - other, paired by seed and caption, both at their own best guidance; Holm's p-value
-        where it belongs to the family."""
+        where it belongs to the family. None where one has not run."""
         estimate = self._difference(arm, other, steps)
         adjusted = self.family.get((arm.name, other.name, steps))
         if estimate is None or adjusted is None:
@@ -116,20 +126,20 @@ class Decision:
         return replace(estimate, adjusted=adjusted)
 
     def _difference(self, arm: Arm, other: Arm, steps: int) -> Estimate | None:
-        one, two = self.best(arm, steps), self.best(other, steps)
-        if one is None or two is None:
+        key, other_key = self.key(arm, steps), self.key(other, steps)
+        if not key or not other_key:
             return None
-        number = min(len(one.scores), len(two.scores))
-        pair = one.scores, two.scores
-        if other not in (START, BASE):  # the start has one for all
-            seeds = [self.seeds(each, steps) for each in (arm, other)]
-            shared = [seed for seed in seeds[0] if seed in seeds[1]]
-            pair = tuple(
-                each[[own.index(seed) for seed in shared]]
-                for each, own in zip(pair, seeds, strict=True)
-            )
-            number = len(shared)
-        return Estimate.of(pair[0] - pair[1]) if number else None
+        one, two = self.scores[arm.name], self.scores[other.name]
+        if other in (START, BASE) and two:  # has one for all
+            two = dict.fromkeys(one, two[0])
+        return _paired(one, two, key, other_key)
+
+    def after_as_long(self, arm: Arm) -> Estimate | None:
+        """A cheap form - SOAR after as many steps, in 4 steps at SOAR's best guidance."""
+        key = self.key(SOAR, 4)
+        estimate = _paired(self.as_long[arm.name], self.scores[SOAR.name], key, key)
+        adjusted = self.family.get((arm.name, SOAR.name, 4))
+        return replace(estimate, adjusted=adjusted) if estimate and adjusted else estimate
 
     def drifts(self) -> list[tuple[str, list[dict]]]:
         """The maps that there are, by the model's name."""
@@ -137,9 +147,9 @@ class Decision:
         return [(arm.label, self.measured[key]) for arm, key in named if key in self.measured]
 
     @property
-    def called(self) -> int:
-        """Of the family, how many are called better or worse."""
-        return sum(p < LEVEL for p in self.family.values())
+    def called(self) -> list[tuple[str, str, int]]:
+        """Of the family, what is called better or worse."""
+        return [each for each, p in self.family.items() if p < LEVEL]
 
     @cached_property
     def primary(self) -> Estimate | None:
@@ -150,13 +160,33 @@ class Decision:
         """Every other comparison -> its p-value by Holm."""
         found = {}
         for arm in FURTHER_ARMS:
-            for other in (SFT, START):
+            for other in (control(arm), START):
                 for steps in STEPS:
                     is_primary = (arm, other, steps) == (SOAR_MATCHED, SFT, 4)
                     estimate = None if is_primary else self._difference(arm, other, steps)
-                    if arm != other and estimate and not math.isnan(estimate.p):
+                    if arm != other and estimate:
                         found[arm.name, other.name, steps] = estimate.p
+        key = self.key(SOAR, 4)
+        for arm in PRICE_ARMS:
+            if one := _paired(self.as_long[arm.name], self.scores[SOAR.name], key, key):
+                found[arm.name, SOAR.name, 4] = one.p
+        found = {each: p for each, p in found.items() if not math.isnan(p)}
         return dict(zip(found, holm(list(found.values())), strict=True))
+
+
+def _mean(results: Results, sampling: str, name: str) -> float:
+    return float(np.mean([np.mean(each["samplings"][sampling][name]) for each in results.values()]))
+
+
+def _paired(one: Results, two: Results, key: str, other_key: str) -> Estimate | None:
+    """one - two, over the seeds that both have."""
+    shared = [seed for seed in one if seed in two]
+    if not shared:
+        return None
+    pairs = ((one, key), (two, other_key))
+    scores = [[results[seed]["samplings"][each]["score"] for seed in shared]
+              for results, each in pairs]  # fmt: skip
+    return Estimate.of(np.subtract(*scores))
 
 
 def verdict(estimate: Estimate) -> str:

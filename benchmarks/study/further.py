@@ -14,30 +14,33 @@ from .arms import LEVELS, SFT, SOAR, Arm, base_hash
 PICTURES, PICTURE_SEED = 2_000, 23
 SWEPT_RATES, SWEEP_STEPS = (3e-4, 1e-3, 3e-3), 300
 """Learning rates that plain training tries, and for how many steps."""
-RATE, START_STEPS = 3e-4, 2_500
+RATE, START_STEPS = 3e-4, 8_000
 """What the sweep chose, and how long the start trains."""
-FURTHER_RATES = (1e-4, 3e-4, 1e-3)
-FURTHER_RATE, COMPUTE = 1e-4, 480
-"""Rate of every arm, swept for plain training, and compute in steps of plain training."""
-SEEDS = 3
+FURTHER_RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
+FURTHER_RATE, COMPUTE = {"full": 1e-4, "lora": 1e-3}, 480
+"""Rate of every arm of a kind, swept for plain training; compute in steps of plain training."""
+SEEDS = 5
 
 
 @dataclass(frozen=True)
 class Training:
-    """A full fine-tune by the engine, from the bundled base or from where another one ended: a
-    linear decay, and a running average of the weights."""
+    """A training by the engine, from the bundled base or from where another one ended: a linear
+    decay, and a running average of the weights."""
 
     arm: Arm
     steps: int
     rate: float
     seed: int = 0
     start: "Training | None" = None
+    network: str = "full"
+    """`full` or `lora`."""
 
     def document(self, pictures: str = "", model: str = "") -> dict[str, Any]:
         """The job, of a folder of pictures and a pipeline's."""
         document = job_document("cell", "SOARTrainer", self.steps)
         process = document["config"]["process"][0]
-        del process["network"]
+        if self.network == "full":
+            del process["network"]
         process["soar"] = self.arm.soar
         process["save"]["dtype"] = "float32"
         process["datasets"][0]["folder_path"] = pictures
@@ -61,10 +64,15 @@ class Training:
         """Of all that defines its weights."""
         process = self.document()["config"]["process"][0]
         return digest({
-            **self.fields, "training": {key: process[key] for key in ("datasets", "train")},
+            **self.fields,
+            "training": {key: process[key] for key in TRAINED_BY if key in process},
             "pictures": [PICTURES, PICTURE_SEED],
             "start": self.start.hash if self.start else base_hash(),
         })  # fmt: skip
+
+
+TRAINED_BY = ("datasets", "train", "network")
+"""The sections of a job that its weights depend on."""
 
 
 def digest(settings: Any) -> str:
@@ -91,7 +99,10 @@ class Cell:
 
     @property
     def fields(self) -> dict[str, Any]:
-        return self.training.fields if self.training else {"arm": "base", "seed": 0}
+        training = self.training
+        if training is None:
+            return {"arm": "base", "seed": 0}
+        return {**training.fields, "network": training.network}
 
     @property
     def hash(self) -> str:
@@ -101,89 +112,115 @@ class Cell:
 
 RATED = (Sampling((2.5,), 4, 350, 2_100), Sampling((2.5,), 8, 175, 2_100))
 """The captions that learning rates are chosen on; no arm is compared on them."""
-FEW, EIGHT, THIRTY = (
-    Sampling((1.5, 2.5, 4.5), 4, 420),
-    Sampling((2.5, 4.5), 8, 140),
-    Sampling((2.5,), 30, 140),
+FRONTIER = (
+    Sampling((1, 1.5, 2.5, 3.5, 5, 12), 4, 105, 3_000),
+    Sampling((1, 1.5, 2.5, 3.5, 5, 12), 8, 105, 3_000),
+    Sampling((1, 2.5, 3.5, 5), 30, 70, 3_000),
 )
+"""Where an arm's best guidance is chosen; no arm is scored on these captions."""
+SCORED = {4: 1_050, 8: 420, 30: 140}
+"""On how many captions an arm is scored, by the steps of the drawing."""
+CHOOSING_SEEDS = 3
 
 MATCHED = {"num_steps": 4, "cfg_scale": 2.5}
 SOAR_MATCHED = replace(
     SOAR.with_settings(**MATCHED), name="SOAR matched", label="SOAR, as sampled in 4 steps"
 )
 DOWN = replace(SOAR_MATCHED, name="down", label="down", objective="down")
-LIGHT = Arm("light", "SOAR, one point of weight 4", soar={**SOAR.soar, "num_aux_points": 1,
-    "correction_weight": 4})  # fmt: skip
-ONE_TERM = Arm("one term", "SOAR, one sampled term", "one_term", LIGHT.soar, cost=5 / 3)
+DOWN_3 = Arm("down 3", "down, three steps", "down_3", {**DOWN.soar, "num_steps": 8}, cost=20 / 3)
 ANOTHER = replace(
     SOAR_MATCHED, name="another", label="another sample's error", objective="another_error"
 )
+REFLEXFLOW = Arm("ReflexFlow", "ReflexFlow", "reflexflow", {**SOAR_MATCHED.soar, "cfg_scale": 1},
+    cost=5 / 3)  # fmt: skip
+LIGHT = Arm("light", "SOAR, one point of weight 4", soar={**SOAR.soar, "num_aux_points": 1,
+    "correction_weight": 4})  # fmt: skip
+ONE_TERM = Arm("one term", "SOAR, one sampled term", "one_term", LIGHT.soar, cost=5 / 3)
+FASTER = replace(SOAR_MATCHED, name="SOAR faster", label="SOAR, as sampled, three times the rate")
+LORA_ARMS = tuple(
+    replace(arm, name=f"LoRA {arm.name}", label=f"LoRA: {arm.label}")
+    for arm in (SFT, SOAR_MATCHED, LEVELS)
+)
+LORA_SFT = LORA_ARMS[0]
 MAIN_ARMS = (SFT, LEVELS, SOAR, SOAR_MATCHED, DOWN)
 PRICE_ARMS = (LIGHT, ONE_TERM)
-FASTER_RATE = 3e-4
-FASTER = replace(SOAR, name="SOAR faster", label="SOAR at three times the rate")
-FURTHER_ARMS = (*MAIN_ARMS, FASTER, *PRICE_ARMS, ANOTHER)
+FURTHER_ARMS = (*MAIN_ARMS, DOWN_3, ANOTHER, REFLEXFLOW, *PRICE_ARMS, FASTER, *LORA_ARMS)
 """In the report's order."""
+BASE_MODEL, START_MODEL = Arm("base", "the bundled base"), Arm("start", "the start")
+RUN_ORDER = (
+    SFT, SOAR_MATCHED, START_MODEL, LEVELS, SOAR, DOWN, BASE_MODEL, DOWN_3, ANOTHER, REFLEXFLOW,
+    LIGHT, ONE_TERM, FASTER, *LORA_ARMS,
+)  # fmt: skip
 
 START = Training(SFT, START_STEPS, RATE)
 
 
-def further(arm: Arm, seed: int = 0) -> Training:
-    """An arm from the start, for the same compute as every other one."""
-    rate = FASTER_RATE if arm == FASTER else FURTHER_RATE
-    return Training(arm, arm.steps_for(COMPUTE), rate, seed, START)
+def further(arm: Arm, seed: int = 0, steps: int | None = None) -> Training:
+    """An arm from the start, for the same compute as every other one unless `steps` are given."""
+    network = "lora" if arm in LORA_ARMS else "full"
+    rate = FURTHER_RATE[network] * (3 if arm == FASTER else 1)
+    return Training(arm, steps or arm.steps_for(COMPUTE), rate, seed, START, network)
+
+
+def training_of(arm: Arm, seed: int) -> Training | None:
+    if arm == BASE_MODEL:
+        return None
+    return START if arm == START_MODEL else further(arm, seed)
+
+
+def control(arm: Arm) -> Arm:
+    """The plain training that an arm is compared with."""
+    return LORA_SFT if arm in LORA_ARMS else SFT
+
+
+def seeds_of(arm: Arm, seeds: int = SEEDS) -> range:
+    if arm in (BASE_MODEL, START_MODEL):
+        return range(1)
+    return range(seeds if arm in MAIN_ARMS else min(seeds, 3))
+
+
+def drawn_in(arm: Arm) -> tuple[int, ...]:
+    """The numbers of steps that an arm is drawn in; 30 cost most."""
+    return (4, 8, 30) if arm in (BASE_MODEL, START_MODEL, *MAIN_ARMS) else (4, 8)
 
 
 def rate_cells() -> Iterator[Cell]:
-    """Plain training alone, at several rates: from the base, and from the start."""
+    """Plain training alone, at several rates, from the base."""
     for rate in SWEPT_RATES:
         yield Cell(f"rate_{rate:g}", Training(SFT, SWEEP_STEPS, rate), RATED)
 
 
 def further_rate_cells() -> Iterator[Cell]:
+    """And from the start, whole and as a LoRA."""
     yield Cell("rated_start", START, RATED)
-    for rate in FURTHER_RATES:
-        training = replace(further(SFT, 9), rate=rate)
-        yield Cell(f"further_rate_{rate:g}", training, RATED)
+    for arm in (SFT, LORA_SFT):
+        training = further(arm, 9)
+        for rate in FURTHER_RATES[training.network]:
+            name = f"further_rate_{training.network}_{rate:g}"
+            yield Cell(name, replace(training, rate=rate), RATED)
 
 
-def arm_cells(seeds: int = SEEDS) -> Iterator[Cell]:
-    """Base, start and arms, the most telling first; the study can be stopped at any time."""
-    yield Cell("few_start", START, (FEW, EIGHT))
-    for seed in range(seeds):
-        yield from (cell(arm, seed) for arm in MAIN_ARMS)
-    yield Cell("few_base", None, (FEW, EIGHT))
+def frontier_cells(arm: Arm, seeds: int = SEEDS) -> Iterator[Cell]:
+    """An arm at every guidance: its first seeds, which its best one is chosen by."""
+    samplings = tuple(each for each in FRONTIER if each.steps in drawn_in(arm))
+    for seed in seeds_of(arm, min(seeds, CHOOSING_SEEDS)):
+        yield Cell(named("frontier", arm, seed), training_of(arm, seed), samplings)
 
 
-def faster_cells(seeds: int = SEEDS) -> Iterator[Cell]:
-    """Whether a rate swept for plain training is too low for an arm of fewer steps."""
-    yield from (cell(FASTER, seed) for seed in range(seeds))
+def score_cells(arm: Arm, best: dict[int, float], seeds: int = SEEDS) -> Iterator[Cell]:
+    """An arm at its best guidance, steps -> guidance."""
+    samplings = tuple(Sampling((best[steps],), steps, SCORED[steps]) for steps in drawn_in(arm))
+    for seed in seeds_of(arm, seeds):
+        yield Cell(named("score", arm, seed), training_of(arm, seed), samplings)
 
 
-def price_cells(seeds: int = SEEDS) -> Iterator[Cell]:
-    """Cheaper forms of the same gradient, and another sample's error."""
-    for arms in (PRICE_ARMS, (ANOTHER,)):
-        for seed in range(seeds):
-            yield from (cell(arm, seed) for arm in arms)
+def as_long_cells(best: float) -> Iterator[Cell]:
+    """The cheap forms after as many steps as SOAR, at its best guidance in 4 steps."""
+    for seed in seeds_of(LIGHT):
+        for arm in PRICE_ARMS:
+            training = further(arm, seed, SOAR.steps_for(COMPUTE))
+            yield Cell(named("as-long", arm, seed), training, (Sampling((best,), 4, SCORED[4]),))
 
 
-def cell(arm: Arm, seed: int) -> Cell:
-    name = f"few_{arm.name}_{seed}".replace(" ", "-")
-    return Cell(name, further(arm, seed), (FEW, EIGHT))
-
-
-def thirty_cells(seeds: int = SEEDS) -> Iterator[Cell]:
-    """The main arms drawn in 30 steps, which costs most."""
-    yield Cell("thirty_start", START, (THIRTY,))
-    for seed in range(seeds):
-        for arm in MAIN_ARMS:
-            name = f"thirty_{arm.name}_{seed}".replace(" ", "-")
-            yield Cell(name, further(arm, seed), (THIRTY,))
-
-
-def planned(seeds: int = SEEDS) -> list[Cell]:
-    """Every cell of the study, in its order."""
-    return [
-        *rate_cells(), *further_rate_cells(), *arm_cells(seeds),
-        *faster_cells(seeds), *thirty_cells(seeds), *price_cells(seeds),
-    ]  # fmt: skip
+def named(group: str, arm: Arm, seed: int) -> str:
+    return f"{group}_{arm.name}_{seed}".replace(" ", "-")

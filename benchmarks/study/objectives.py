@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from soarflow import OffPath, SOARConfig, SOARResult, Step, TrainingPoint, soar_backward
 from soarflow.objective import Predict, base_point, squared_error
 from soarflow.path import Levels, effective_noise, expand, interpolate, next_level, velocity, widen
-from soarflow.rollout import draw
+from soarflow.rollout import draw, guide, ode_step
 
 
 class AnotherError(Step):
@@ -94,33 +94,91 @@ KINKED = 0.9
 """Share of the paths that have a kink, q."""
 
 
-def down_weight(s: Tensor, sigma_next: Tensor, config: SOARConfig) -> Tensor:
+def down_weight(s: Tensor, sigma_next: Tensor, config: SOARConfig, length: int = 1) -> Tensor:
     """Of a point at s against a base point's 1, for levels sigmoid(N(0, 1)) of density p:
 
-    (sigma_next / N) p(s) q / (1 - q r(s)), r(s) = P(sigma > s + 1/K), the share of the paths whose
-    kink lies above s. Then the field at s is the mean over straight and kinked paths, which
+    (sigma_next / N) p(s) q / (1 - q r(s)), r(s) = P(sigma > s + length/K), the share of the paths
+    whose kink lies above s. Then the field at s is the mean over straight and kinked paths, which
     carries noise to data."""
     s = s.clamp(1e-4, 1 - 1e-4)
     logit = torch.logit(s)
     density = torch.exp(-(logit**2) / 2) / math.sqrt(2 * math.pi) / (s * (1 - s))
-    above = (s + 1 / config.num_steps).clamp(1e-4, 1 - 1e-4)
+    above = (s + length / config.num_steps).clamp(1e-4, 1 - 1e-4)
     kinked = KINKED * torch.special.ndtr(-torch.logit(above))
     return sigma_next / config.num_aux_points * density * KINKED / (1 - kinked)
 
 
 def down(
-    predict: Predict, x0: Tensor, noise: Tensor, sigma: Tensor, config: SOARConfig, **options: Any
+    predict: Predict,
+    x0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    config: SOARConfig,
+    *,
+    length: int = 1,
+    predict_uncond: Predict | None = None,
+    **options: Any,
 ) -> SOARResult:
-    """Straight to sigma, the model's own step, and straight to x0: every point of such a path is
-    trained on (docs/contraction.md, last part)."""
-    sigma_next = next_level(sigma, config.num_steps)
+    """Straight to sigma, `length` of the model's own steps, and straight to x0: every point of such
+    a path is trained on (docs/contraction.md, last part)."""
+
+    class LongDown(Down):
+        def carry(self, off: OffPath) -> OffPath:
+            for _ in range(1, length):
+                z, lower = off.z.to(x0.dtype), next_level(off.sigma, config.num_steps)
+                v = predict(z, off.sigma)
+                if config.is_guided:
+                    v = guide(v, predict_uncond(z, off.sigma), config.cfg_scale)
+                stepped = ode_step(off.z, off.sigma, lower, v)
+                off = OffPath(stepped, lower, interpolate(x0, noise, lower))
+            return off
+
+    sigma_end = (sigma - length / config.num_steps).clamp(min=0)
 
     def weighting(level: Tensor) -> Tensor:
         base = level is sigma
-        return torch.ones_like(level) if base else down_weight(level, sigma_next, config)
+        return torch.ones_like(level) if base else down_weight(level, sigma_end, config, length)
 
-    options |= {"weighting": weighting, "kind": Down}
+    options |= {"weighting": weighting, "kind": LongDown, "predict_uncond": predict_uncond}
     return soar_backward(predict, x0, noise, sigma, config, **options)
+
+
+ANTI_DRIFT = 10.0
+"""Weight of ReflexFlow's direction loss."""
+
+
+def reflexflow(
+    predict: Predict,
+    x0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    config: SOARConfig,
+    *,
+    generator: Any = None,
+    backward: Callable[[Tensor], object] = torch.Tensor.backward,
+    **_: Any,
+) -> SOARResult:
+    """ReflexFlow (arXiv 2512.04904) as SimpleTuner trains it (simpletuner/helpers: models/common.py
+    and scheduled_sampling/rollout.py, commit bc8e6ab): the state at sigma is reached by an unguided
+    step from U[0, 1/K] above. Its target stays noise - x0, weighed element by element by
+    1 + b / sum |b|, b = v(on the path) - v(state), plus ten times |v/|v| - d/|d||^2,
+    d = state - x0. One step leads there, where SimpleTuner takes one for every thousandth."""
+    with torch.no_grad():
+        rise = draw(torch.rand, sigma[:, None], generator)[:, 0] / config.num_steps
+        above, on_path = (sigma + rise).clamp(max=1), interpolate(x0, noise, sigma)
+        z = interpolate(x0, noise, above)
+        state = ode_step(z, above, sigma, predict(z.to(x0.dtype), above))
+        v_on_path = widen(predict(on_path.to(x0.dtype), sigma))
+    v = widen(predict(state.to(x0.dtype), sigma))
+    bias = (v_on_path - v.detach()).flatten(1)
+    weight = 1 + bias / bias.abs().sum(1, keepdim=True).clamp(min=1e-6)
+    error = (weight * (v - velocity(x0, noise)).square().flatten(1)).mean(1)
+    ways = (normalize(each.flatten(1), dim=1) for each in (v, state - widen(x0)))
+    loss = (error + ANTI_DRIFT * torch.sub(*ways).square().sum(1)).mean()
+    backward(loss)
+    loss, zero = loss.detach(), loss.new_zeros(())
+    step_size = (state - on_path).square().mean().sqrt()
+    return SOARResult(loss, loss, zero, step_size, zero, sigma.mean())
 
 
 def one_term(
@@ -158,6 +216,8 @@ def one_term(
     return SOARResult(loss, loss, zero, step_size, size, point.sigma.mean())
 
 
+ONE_BACKWARD = ("one_term", "reflexflow")
+"""Objectives that go back once a step, whatever num_aux_points says."""
 OBJECTIVES: dict[str, Callable[..., SOARResult]] = {
     "soar": soar_backward,
     "another_error": partial(soar_backward, kind=AnotherError),
@@ -165,5 +225,7 @@ OBJECTIVES: dict[str, Callable[..., SOARResult]] = {
     "scheduled_sampling": partial(soar_backward, kind=ScheduledSampling),
     "bias_weighted": bias_weighted,
     "down": down,
+    "down_3": partial(down, length=3),
+    "reflexflow": reflexflow,
     "one_term": one_term,
 }
