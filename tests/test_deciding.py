@@ -1,5 +1,6 @@
 """The study that decides: its objectives, measures and verdicts against numbers worked by hand."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,20 @@ import numpy as np
 import pytest
 import torch
 from study import continuing, drift, further, price
-from study.decision import Decision, at_best, verdict
-from study.further import DOWN, FURTHER_ARMS, LIGHT, ONE_TERM, Cell, Sampling, Training, planned
-from study.objectives import KINKED, OBJECTIVES, Down, down_weight
+from study.decision import Decision, verdict
+from study.further import (
+    DOWN,
+    DOWN_3,
+    FURTHER_ARMS,
+    LIGHT,
+    ONE_TERM,
+    REFLEXFLOW,
+    SOAR_MATCHED,
+    Cell,
+    Sampling,
+    Training,
+)
+from study.objectives import ANTI_DRIFT, KINKED, OBJECTIVES, Down, down_weight
 from study.results import StaleCellError
 from study.statistics import Estimate
 from torch.testing import assert_close
@@ -34,20 +46,69 @@ def test_down_lies_on_the_line_from_the_rollouts_end_to_the_data():
     assert_close(point.z - x0, (point.sigma / off.sigma)[:, None] * (off.z - x0))
 
 
-@pytest.mark.parametrize("level", [0.1, 0.3, 0.6])
-def test_the_weights_of_down_give_every_level_its_share_of_kinked_paths(level):
-    """Points at s, N of them over [0, sigma_next], against base points of density p(s):
-    q r : 1 - q r, with r = P(sigma > s + 1/K)."""
+@pytest.mark.parametrize(("level", "length"), [(0.1, 1), (0.3, 1), (0.6, 1), (0.3, 3)])
+def test_the_weights_of_down_give_every_level_its_share_of_kinked_paths(level, length):
+    """Points at s, N of them over [0, the rollout's end], against base points of density p(s):
+    q r : 1 - q r, with r = P(sigma > s + length/K)."""
     config = SOARConfig(num_steps=10, num_aux_points=4)
     grid = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     density = torch.exp(-(torch.logit(grid) ** 2) / 2) / (2 * torch.pi) ** 0.5 / grid / (1 - grid)
-    sigma_next = (grid - 0.1).clamp(min=0)
+    sigma_next = (grid - length * 0.1).clamp(min=0)
     kinked = sigma_next > level
-    weights = down_weight(torch.full_like(grid, level), sigma_next, config)
+    weights = down_weight(torch.full_like(grid, level), sigma_next, config, length)
     points = (density * weights * 4 / sigma_next)[kinked].sum() / len(grid)
     above = density[kinked].sum() / len(grid)
     at_level = density[int(level * len(grid))]
     assert_close(points / at_level, KINKED * above / (1 - KINKED * above), rtol=1e-3, atol=0)
+
+
+def states_of(arm, **options):
+    """The states and levels that an objective gives a model that answers a quarter of the state,
+    half of it without a condition; and its batch."""
+    generator = torch.Generator().manual_seed(3)
+    x0, noise = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    sigma = torch.tensor([0.95, 0.8, 0.6, 0.3, 0.1], dtype=torch.float64)
+    seen, weight = [], torch.ones(1, dtype=torch.float64, requires_grad=True)
+
+    def predict(z, sigma):
+        seen.append((z, sigma))
+        return 0.25 * weight * z
+
+    OBJECTIVES[arm.objective](
+        predict, x0, noise, sigma, arm.config, predict_uncond=lambda z, _: 0.5 * z,
+        generator=generator, **options,
+    )  # fmt: skip
+    return seen, x0, noise, sigma
+
+
+def test_down_of_three_steps_goes_on_with_the_model_from_where_it_arrived():
+    seen, x0, *_ = states_of(DOWN_3)
+    points = seen[-DOWN_3.config.num_aux_points :]
+    z, level = seen[0]
+    for _ in range(3):
+        lower = (level - 1 / 8).clamp(min=0)
+        guided = 0.5 * z + 2.5 * (0.25 - 0.5) * z
+        z, level = z + (lower - level)[:, None] * guided, lower
+    inside = level > DOWN_3.config.sigma_min
+    for state, at in points:
+        assert (at[inside] <= level[inside]).all()
+        line = x0 + (at / level)[:, None] * (z - x0)
+        assert_close(state[inside], line[inside])
+
+
+def test_reflexflow_trains_where_an_unguided_step_leads_with_the_published_loss():
+    taken = []
+    seen, x0, noise, sigma = states_of(REFLEXFLOW, backward=taken.append)
+    (start, above), (on_path, at), (state, level) = seen
+    assert (above >= sigma).all() and (above <= (sigma + 1 / 4).clamp(max=1)).all()
+    assert_close(at, sigma)
+    assert_close(level, sigma)
+    assert_close(state, start + (sigma - above)[:, None] * 0.25 * start)
+    v, bias = 0.25 * state, 0.25 * (on_path - state)
+    weight = 1 + bias / bias.abs().sum(1, keepdim=True)
+    plain = (weight * (v - (noise - x0)).square()).mean(1)
+    turned = 2 - 2 * torch.cosine_similarity(v, state - x0)
+    assert_close(taken[0], (plain + ANTI_DRIFT * turned).mean(), check_dtype=False)
 
 
 def gradient_of(arm, seed, number=40_000):
@@ -76,7 +137,7 @@ def test_the_cheaper_forms_have_the_same_expected_gradient():
 
 
 def test_down_trains_beside_the_base_point():
-    gradients = [gradient_of(arm, 0) for arm in (DOWN, further.SOAR_MATCHED, further.SFT)]
+    gradients = [gradient_of(arm, 0) for arm in (DOWN, SOAR_MATCHED, further.SFT)]
     assert len(set(gradients)) == 3
 
 
@@ -87,40 +148,58 @@ def test_every_arm_computes_as_much_and_no_cell_is_planned_twice():
     for arm in FURTHER_ARMS:
         steps = further.further(arm).steps
         assert arm.compute(steps) == pytest.approx(further.COMPUTE, rel=0.01)
-    names = [cell.name for cell in planned()]
+    best = dict.fromkeys((4, 8, 30), 2.5)
+    names = [
+        cell.name
+        for arm in further.RUN_ORDER
+        for cell in (*further.frontier_cells(arm), *further.score_cells(arm, best))
+    ]
     assert len(set(names)) == len(names)
+    assert {arm.name for arm in FURTHER_ARMS} < {arm.name for arm in further.RUN_ORDER}
 
 
 def test_the_hash_covers_training_start_and_sampling():
-    cell = further.cell(DOWN, 0)
+    cell = next(further.frontier_cells(DOWN))
     training = cell.training
     others = [
         replace(cell, training=replace(training, rate=1.0)),
         replace(cell, training=replace(training, seed=7)),
         replace(cell, training=replace(training, start=replace(training.start, steps=1))),
-        replace(cell, training=replace(training, arm=further.SOAR_MATCHED)),
+        replace(cell, training=replace(training, arm=SOAR_MATCHED)),
+        replace(cell, training=replace(training, network="lora")),
         replace(cell, samplings=cell.samplings[:1]),
     ]
-    assert len({each.hash for each in [cell, *others]}) == 6
+    assert len({each.hash for each in [cell, *others]}) == 7
 
 
 def test_every_committed_result_is_planned_and_of_todays_settings():
-    names = {cell.name for cell in planned(5)} | continuing.MEASURED.keys()
-    files = [file.stem for file in DECIDING.glob("*.json")]
-    assert files and set(files) <= names
-    Decision(DECIDING, seeds=5)  # raises where one is stale
+    decision = Decision(DECIDING)  # raises where one is stale
+    files = {file.stem for file in DECIDING.glob("*.json")}
+    assert files and files == set(decision.results) | set(decision.measured)
 
 
-def test_a_small_cell_trains_draws_and_is_refused_when_its_settings_change(tmp_path, monkeypatch):
-    monkeypatch.setattr(continuing, "WORK", tmp_path / "work")
-    monkeypatch.setattr(continuing, "PICTURES", 8)
+def tiny(monkeypatch, folder):
+    """The study's own code on eight pictures, one training step, and the pipeline uncompiled."""
     uncompiled = continuing.load_family("zimage", str(continuing.BUNDLED), torch.float32, "cpu")
-    monkeypatch.setattr(continuing, "sampling_family", lambda: uncompiled)
-    start = Training(further.SFT, 1, 1e-4)
-    cell = Cell("few_one-term_0", Training(ONE_TERM, 1, 1e-4, 0, start), (Sampling((1.0,), 1, 14),))
+    monkeypatch.setattr(continuing, "WORK", folder / "work")
+    monkeypatch.setattr(continuing, "PICTURES", 8)
+    monkeypatch.setattr(continuing, "drawing_family", lambda: uncompiled)
+
+
+@pytest.mark.parametrize("network", ["full", "lora"])
+def test_a_small_cell_trains_draws_and_is_refused_when_its_settings_change(
+    tmp_path, monkeypatch, network
+):
+    tiny(monkeypatch, tmp_path)
+    training = Training(ONE_TERM, 1, 1e-2, 0, Training(further.SFT, 1, 1e-4), network)
+    cell = Cell("score_one-term_0", training, (Sampling((1.0,), 1, 14),))
     continuing.run([cell], tmp_path, float("inf"))
-    result = continuing.read(tmp_path / "few_one-term_0.json", cell.hash)
+    result = continuing.read(tmp_path / "score_one-term_0.json", cell.hash)
     assert len(result["samplings"]["1/1"]["score"]) == 14
+    assert result["cell"]["network"] == network
+    before, after = (continuing.weights(each) for each in (training.start, training))
+    assert before.keys() == after.keys()
+    assert any((after[key] != before[key]).any() for key in before)
     with pytest.raises(StaleCellError, match="restore those settings, or delete the file"):
         continuing.run([replace(cell, samplings=())], tmp_path, 0)
 
@@ -159,11 +238,41 @@ def test_the_variance_of_gradients_is_the_trace_of_their_covariance():
 # verdicts
 
 
-def test_the_best_guidance_is_chosen_where_it_is_not_scored():
-    low, high = np.array([[1.0, 0.0, 1.0, 0.0]]), np.array([[0.0, 0.5, 0.0, 0.5]])
-    found = at_best({"low": low, "high": high})  # even captions choose low, odd ones high
-    assert found.guidances == ("high", "low")
-    assert found.scores.tolist() == [[0.0, 0.0, 0.0, 0.0]]
+def write_cell(folder, cell, scores):
+    """A result with these mean scores by sampling."""
+    samplings = {
+        f"{guidance:g}/{each.steps}": {"score": [scores(guidance), scores(guidance) + 0.1]}
+        for each in cell.samplings
+        for guidance in each.guidances
+    }
+    timed = {"training_seconds": 1, "measuring_seconds": 2}
+    text = json.dumps({"cell": cell.fields, "hash": cell.hash, "samplings": samplings, **timed})
+    (folder / f"{cell.name}.json").write_text(text)
+
+
+def test_arms_are_scored_at_the_guidance_that_their_frontier_shows(tmp_path):
+    for arm, best in ((further.SFT, 2.5), (SOAR_MATCHED, 3.5)):
+        for cell in further.frontier_cells(arm):
+            write_cell(tmp_path, cell, lambda guidance, best=best: 1 - 0.1 * abs(guidance - best))
+        chosen = Decision(tmp_path).best_guidance(arm)
+        assert chosen == {4: best, 8: best, 30: best}
+        for seed, cell in enumerate(further.score_cells(arm, chosen)):
+            gain = 0.02 + 0.001 * seed if arm == SOAR_MATCHED else 0.0
+            write_cell(tmp_path, cell, lambda _, gain=gain: 0.5 + gain)
+    decision = Decision(tmp_path)
+    assert decision.primary.seeds == 5
+    assert decision.primary.mean == pytest.approx(0.022)
+    assert decision.key(SOAR_MATCHED, 8) == "3.5/8"
+    assert decision.difference(SOAR_MATCHED, further.SFT, 4) == decision.primary
+    assert set(decision.family) == {("SOAR matched", "SFT", steps) for steps in (8, 30)}
+    assert decision.seconds == 3 * 2 * (3 + 5)
+
+
+def test_no_arm_is_scored_before_its_frontier_is_whole(tmp_path):
+    first, *_ = further.frontier_cells(DOWN)
+    write_cell(tmp_path, first, lambda guidance: guidance)
+    assert Decision(tmp_path).best_guidance(DOWN) is None
+    assert "score_down" in Decision(tmp_path).missing
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from .arms import SFT, SOAR, Arm
 from .decision import BASE, MARGIN, PAPERS_GAIN, START, STEPS, Decision, verdict
 from .drift import GUIDANCES, differences
 from .drift import STEPS as DRIFT_STEPS
-from .further import COMPUTE, FURTHER_ARMS, PRICE_ARMS, SOAR_MATCHED
+from .further import COMPUTE, FURTHER_ARMS, PRICE_ARMS, SCORED, SOAR_MATCHED, control
 from .statistics import Estimate
 from .tables import table
 
@@ -12,7 +12,7 @@ HEADING = """# What SOAR buys on the bundled model
 
 Two studies. The one that decides comes first: it was planned before it ran ([plan.md](study/plan.md)), starts where plain training is
 {saturated}, and gives every arm its own best guidance. Results: [results/deciding](results/deciding), each with the hash of its settings, commit and
-hardware; made by `python benchmarks/deciding.py` in {minutes:.0f} minutes of one process on a shared core. The first study follows it."""  # noqa: E501
+hardware; made by `python benchmarks/deciding.py` in {hours:.1f} hours of one process on one core. The first study follows it."""  # noqa: E501
 
 
 def text(decision: Decision) -> str:
@@ -21,10 +21,8 @@ def text(decision: Decision) -> str:
 
 
 def _heading(decision: Decision) -> str:
-    seconds = sum(result["training_seconds"] + result["measuring_seconds"]
-                  for _, result in decision.cells.values())  # fmt: skip
     saturated = "saturated" if is_saturated(decision) else "not shown to be saturated"
-    return HEADING.format(minutes=(seconds + decision.seconds) / 60, saturated=saturated)
+    return HEADING.format(hours=decision.seconds / 3600, saturated=saturated)
 
 
 def is_saturated(decision: Decision) -> bool:
@@ -81,84 +79,87 @@ def _what(decision: Decision) -> list[str]:
     for steps in STEPS:
         rows = [_score_row(decision, arm, steps) for arm in (BASE, START, *FURTHER_ARMS)]
         if rows := [row for row in rows if row]:
-            header = ["arm", "steps trained", "seeds", "best guidance", "graded score", "less SFT",
-                      "less the start"]  # fmt: skip
-            parts += [f"### Drawn in {steps} steps", table(header, rows)]
-    parts.append(FAMILY.format(number=len(decision.family), called=decision.called))
-    parts += _frontier(decision)
-    return parts
+            header = ["arm", "steps trained", "seeds", "best guidance", "graded score",
+                      "less plain training", "less the start", "Frechet distance", "variety",
+                      "sharpness"]  # fmt: skip
+            title = f"### Drawn in {steps} steps, {SCORED[steps]} captions"
+            parts += [title, table(header, rows)]
+    called = ", ".join(
+        f"{arm} less {other} in {steps} steps" for arm, other, steps in decision.called
+    )
+    number = len(decision.family)
+    parts.append(FAMILY.format(number=number, called=called or "none of them"))
+    return parts + _frontier(decision)
 
 
 ARMS = """## 2. What does each form buy there?
 
 Every arm trained on from the start for the compute of {compute} plain steps. Graded score on held-out captions, each arm at
-its own best guidance, chosen on every other caption and scored on the rest; 420 captions in 4 steps, 140 in 8 and,
-at guidance 2.5 alone, in 30. Intervals are 95 %, over seeds and captions. Primary comparison: {primary}"""  # noqa: E501
-FAMILY = """The primary comparison apart, these are {number} comparisons; {called} survive Holm's correction at 5 %. None is not a
-proof that there is no difference: the interval says what is left."""  # noqa: E501
+its own best guidance, which was chosen on other captions; a LoRA's plain training is the LoRA's. Intervals are 95 %, over
+seeds and captions. Primary comparison: {primary}"""  # noqa: E501
+FAMILY = """The primary comparison apart, these and the last ones of part 3 are {number} comparisons. Holm's correction at 5 % lets stand:
+{called}. "None" in a cell is no proof that there is no difference: the interval says what is left."""  # noqa: E501
 FRONTIER = """### The frontier
 
-Every guidance that was drawn at; means over the seeds. A gain is a frontier moved, not a point on another's frontier. In 8
-steps guidance 2.5 and 4.5 nearly tie, so there the choice above is a matter of chance, and an arm that chose differently
-in the two halves scores below both: read this table. Its differences to SFT are at the same guidance, each interval
-alone, shown and not judged. Frechet distances grow as pictures get fewer: compare them within one number of steps."""  # noqa: E501
+Graded score by guidance on the captions that the best one was chosen on, three seeds; in brackets the Frechet distance, which
+grows as pictures get fewer: compare it within one table. A gain is a frontier moved, not a point on another's frontier."""  # noqa: E501
 PICTURES = """The arms at their own best guidance, 4 steps, seed 0, the same noise:
 
 ![Every arm at its own best guidance](results/arms.png)"""
+
+
+def _primary_in_words(primary: Estimate) -> str:
+    said, high = verdict(primary), primary.mean + primary.half
+    excluded = "is excluded" if high < PAPERS_GAIN else "is not excluded"
+    return (
+        f"SOAR\nas sampled less plain training, in 4 steps: **{primary.signed}, {said}** "
+        f"(margin {MARGIN}; upper bound {high:+.3f}).\nA gain of the paper's size "
+        f"({PAPERS_GAIN}) {excluded}."
+    )
+
+
+def _score_row(decision: Decision, arm: Arm, steps: int) -> list[str]:
+    score = decision.scored(arm, steps)
+    if score is None:
+        return []
+    is_trained = arm not in (START, BASE)
+    guidance = decision.key(arm, steps).split("/")[0]
+    trained = str(arm.steps_for(COMPUTE)) if is_trained else ""
+    row = [arm.label, trained, str(len(decision.scores[arm.name])), guidance, f"{score:.3f}"]
+    for other in (control(arm), START):
+        change = decision.difference(arm, other, steps) if is_trained and arm != other else None
+        is_primary = (arm, other, steps) == (SOAR_MATCHED, SFT, 4)
+        said = "" if change is None else verdict(change) if is_primary else change.verdict()
+        row.append("" if change is None else f"{change.signed} ({said})")
+    for name, digits in (("frechet", 2), ("variety", 2), ("sharpness", 0)):
+        row.append(f"{decision.scored(arm, steps, name):.{digits}f}")
+    return row
+
+
+def _frontier(decision: Decision) -> list[str]:
+    parts = [FRONTIER]
+    for steps in STEPS:
+        samplings = decision.guidances(START, steps)
+        rows = [
+            [arm.label, *(_on_frontier(decision, arm, each) for each in samplings)]
+            for arm in (BASE, START, *FURTHER_ARMS)
+            if decision.best_guidance(arm) and decision.guidances(arm, steps)
+        ]
+        header = [f"{steps} steps, at guidance", *(each.split("/")[0] for each in samplings)]
+        parts.append(table(header, rows))
+    return [*parts, "![Graded score against Frechet distance](results/frontier.png)", PICTURES]
+
+
+def _on_frontier(decision: Decision, arm: Arm, sampling: str) -> str:
+    score, distance = (decision.whole(arm, sampling, name) for name in ("score", "frechet"))
+    return f"{score:.3f} ({distance:.2f})"
+
+
 PRICE = """## 3. What does it cost?
 
 The same expected gradient, less compute: the gradient's variance in batches of 8 at the start, over that of all terms at
 the defaults, and that times compute. Below 1, the form gives less noise for the same compute. Plain training has another
 expected gradient."""  # noqa: E501
-
-
-def _primary_in_words(primary: Estimate) -> str:
-    said, high = verdict(primary), primary.mean + primary.half
-    excluded = (
-        f"A gain of the paper's size ({PAPERS_GAIN}) is excluded."
-        if high < PAPERS_GAIN
-        else f"A gain of the paper's size ({PAPERS_GAIN}) is not excluded."
-    )
-    return (
-        f"SOAR\nas sampled less plain training, in 4 steps: **{primary.signed}, {said}** "
-        f"(margin {MARGIN}; upper bound {high:+.3f}).\n{excluded}"
-    )
-
-
-def _score_row(decision: Decision, arm: Arm, steps: int) -> list[str]:
-    best = decision.best(arm, steps)
-    if best is None:
-        return []
-    is_trained = arm not in (START, BASE)
-    guidances = dict.fromkeys(each.split("/")[0] for each in best.guidances)
-    steps_trained = str(arm.steps_for(COMPUTE)) if is_trained else ""
-    row = [arm.label, steps_trained, str(len(best.scores)), " / ".join(guidances),
-           f"{best.scores.mean():.3f}"]  # fmt: skip
-    for other in (SFT, START):
-        change = decision.difference(arm, other, steps) if is_trained and arm != other else None
-        is_primary = (arm, other, steps) == (SOAR_MATCHED, SFT, 4)
-        said = "" if change is None else verdict(change) if is_primary else change.verdict()
-        row.append("" if change is None else f"{change.signed} ({said})")
-    return row
-
-
-def _frontier(decision: Decision) -> list[str]:
-    names = ("score", "frechet", "variety", "sharpness")
-    rows = []
-    for arm in (BASE, START, *FURTHER_ARMS):
-        for steps in STEPS:
-            for sampling in decision.guidances(arm, steps):
-                values = [decision.whole(arm, sampling, name) for name in names]
-                shown = [
-                    f"{value:.{digits}f}"
-                    for value, digits in zip(values, (3, 2, 2, 0), strict=True)
-                ]
-                change = decision.at_same_guidance(arm, sampling)
-                rows.append([arm.label, sampling, *shown, change.signed if change else ""])
-    header = ["arm", "guidance/steps", "graded score", "Frechet distance", "variety", "sharpness",
-              "graded score less SFT's"]  # fmt: skip
-    plot = "![Graded score against Frechet distance](results/frontier.png)"
-    return [FRONTIER, table(header, rows), plot, PICTURES]
 
 
 def _price(decision: Decision) -> list[str]:
@@ -174,7 +175,17 @@ def _price(decision: Decision) -> list[str]:
     ]  # fmt: skip
     header = ["form", "compute of a step", "variance of the gradient", "times compute",
               "cosine of the mean gradients"]  # fmt: skip
-    return [PRICE, table(header, body)]
+    as_long = [
+        [arm.label, str(estimate.seeds), f"{estimate.signed} ({estimate.verdict()})"]
+        for arm in PRICE_ARMS
+        if (estimate := decision.after_as_long(arm))
+    ]
+    header_as_long = ["form", "seeds", "graded score less SOAR's"]
+    return [PRICE, table(header, body), AS_LONG, table(header_as_long, as_long)]
+
+
+AS_LONG = """The tables of part 2 have the two forms after the same compute. After as many steps as SOAR at the defaults, at its best
+guidance in 4 steps:"""  # noqa: E501
 
 
 def product(row: dict) -> str:

@@ -10,29 +10,26 @@ from soarflow.tinyscenes.scenes import SIZE
 
 from .continuing import sampler
 from .decision import START, Decision
-from .further import MAIN_ARMS, further
-from .further import START as START_TRAINING
+from .further import FURTHER_ARMS, training_of
 from .measure import FIRST_SEED
 
 NUMBER, STEPS = 8, 4
-SHORT = {"start": "start", "SFT": "SFT", "SFT N levels": "N levels", "SOAR": "SOAR",
-         "SOAR matched": "SOAR as\nsampled", "down": "down"}  # fmt: skip
 
 
 def write(decision: Decision, file: Path) -> None:
-    """Rows: the start, and the first seed of every main arm; the same captions and noise."""
+    """Rows: the start, and the first seed of every arm; the same captions and noise."""
     captions, rows = held_out(NUMBER), {}
-    for arm in (START, *MAIN_ARMS):
-        best = decision.best(arm, STEPS)
+    for arm in (START, *FURTHER_ARMS):
+        best = decision.best_guidance(arm)
         if best is None:
             continue
-        guidance = max(best.guidances, key=best.guidances.count).split("/")[0]
+        guidance = f"{best[STEPS]:g}"
         images = sample(
-            sampler(START_TRAINING if arm == START else further(arm)),
+            sampler(training_of(arm, 0)),
             [str(each) for each in captions], [FIRST_SEED + index for index in range(NUMBER)],
             width=SIZE, height=SIZE, steps=STEPS, guidance_scale=float(guidance),
         )  # fmt: skip
         verdicts = [evaluate_image(*each) for each in zip(images, captions, strict=True)]
-        label = f"{SHORT[arm.name]}\nat {guidance}"
+        label = f"{arm.name}\nat {guidance}"
         rows[label] = Scores({}, {}, captions, images, verdicts)
     comparison(rows, NUMBER).save(file)

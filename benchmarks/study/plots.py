@@ -9,7 +9,7 @@ from matplotlib import pyplot
 
 from .arms import DEFAULTS, MAIN, SWEEP, SWEEP_DEFAULTS
 from .decision import START, STEPS, Decision
-from .further import FURTHER_ARMS
+from .further import MAIN_ARMS
 from .results import VERDICTS, Key
 from .statistics import Estimate, Study
 
@@ -160,7 +160,7 @@ def frontier(decision: Decision) -> Any:
     steps = [each for each in STEPS if decision.guidances(START, each)]
     figure, axes = pyplot.subplots(1, len(steps), figsize=(4 * len(steps) + 1, 4), squeeze=False)
     for axis, number in zip(axes[0], steps, strict=True):
-        for arm in (START, *FURTHER_ARMS):
+        for arm in (START, *MAIN_ARMS):
             samplings = decision.guidances(arm, number)
             points = [[decision.whole(arm, each, name) for name in ("frechet", "score")]
                       for each in samplings]  # fmt: skip
