@@ -20,7 +20,7 @@ from soarflow.engine.data import Item, TrainingSet, load_training_set, redraw, s
 from soarflow.engine.job import read_job
 from soarflow.engine.pictures import bucket_size, read_picture, to_pixels
 from soarflow.engine.sections import Dataset
-from soarflow.engine.sources import list_images, open_source
+from soarflow.engine.sources import caption_of, open_source, with_trigger
 
 CACHE = "_soarflow_cache"
 ROOT = Path(__file__).parent.parent
@@ -100,33 +100,40 @@ def captions_of(training_set):
 # captions
 
 
+def read(dataset, trigger_word=None):
+    """Names of a data set's pictures with their captions."""
+    return [
+        (
+            Path(each.name).name,
+            with_trigger(caption_of(each.caption, each.name, dataset), trigger_word),
+        )
+        for each in open_source(dataset).pictures()
+    ]
+
+
 def test_captions_are_read_beside_their_pictures(tmp_path):
     dataset = folder_of(tmp_path, b="two", a="one")
     folder_of(tmp_path / "inside", c="three")
     folder_of(tmp_path / ".hidden", d="four")
-    assert [(path.name, caption) for path, caption in list_images(dataset)] == [
-        ("a.png", "one"),
-        ("b.png", "two"),
-        ("c.png", "three"),
-    ]
+    assert read(dataset) == [("a.png", "one"), ("b.png", "two"), ("c.png", "three")]
 
 
 def test_the_first_ending_that_is_there_counts(tmp_path):
     folder_of(tmp_path, a="one", b="two")
     (tmp_path / "a.caption").write_text("other")
     dataset = Dataset(folder_path=str(tmp_path), caption_ext=[".caption", "txt"])
-    assert [caption for _, caption in list_images(dataset)] == ["other", "two"]
+    assert [caption for _, caption in read(dataset)] == ["other", "two"]
 
 
 def test_the_trigger_word_is_put_in_once(tmp_path):
     dataset = folder_of(tmp_path, a="a [trigger] here", b="plain", c="has zork", d="[name], a dog")
-    assert [caption for _, caption in list_images(dataset, "zork")] == [
+    assert [caption for _, caption in read(dataset, "zork")] == [
         "a zork here",
         "zork plain",
         "has zork",
         "zork, a dog",
     ]
-    assert list_images(dataset)[0][1] == "a  here"
+    assert read(dataset)[0][1] == "a  here"
 
 
 def test_a_data_sets_own_trigger_word_goes_before_the_jobs(load, tmp_path):
@@ -140,10 +147,9 @@ def test_a_data_sets_own_trigger_word_goes_before_the_jobs(load, tmp_path):
 def test_a_missing_caption_is_an_error_unless_there_is_a_default(tmp_path):
     dataset = folder_of(tmp_path, a=None, b="")
     message = "a.png has no caption: write it to a.txt beside it, or set datasets.default_caption"
-    for read in (list_images, open_source):
-        with pytest.raises(ConfigError, match=message):
-            read(dataset)
-    named = list_images(Dataset(folder_path=str(tmp_path), default_caption="x"))
+    with pytest.raises(ConfigError, match=message):
+        open_source(dataset)
+    named = read(Dataset(folder_path=str(tmp_path), default_caption="x"))
     assert [caption for _, caption in named] == ["x", "x"]
 
 
@@ -151,7 +157,7 @@ def test_a_missing_caption_is_an_error_unless_there_is_a_default(tmp_path):
 def test_marks_of_unicode_are_no_part_of_a_caption(tmp_path, encoding):
     dataset = folder_of(tmp_path, a=None)
     (tmp_path / "a.txt").write_bytes("ein Würfel\r\n".encode(encoding))
-    assert list_images(dataset)[0][1] == "ein Würfel"
+    assert read(dataset)[0][1] == "ein Würfel"
 
 
 @pytest.mark.parametrize("content", ["ein Würfel".encode("latin-1"), b"\xff\xfea"])
@@ -159,7 +165,7 @@ def test_another_encoding_is_one_sentence(tmp_path, content):
     dataset = folder_of(tmp_path, a=None)
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=r"a\.txt is no UTF-8 text \(at byte \d+\)") as caught:
-        list_images(dataset)
+        read(dataset)
     assert "\n" not in str(caught.value)
 
 
@@ -355,9 +361,8 @@ def test_a_name_of_the_hub_is_looked_for_there(load):
 
 
 def test_an_empty_folder(tmp_path):
-    for read in (list_images, open_source):
-        with pytest.raises(ConfigError, match="has no pictures"):
-            read(Dataset(folder_path=str(tmp_path)))
+    with pytest.raises(ConfigError, match="has no pictures"):
+        open_source(Dataset(folder_path=str(tmp_path)))
 
 
 # the cache

@@ -91,22 +91,6 @@ def _row_files(folder: Path, pictures: list[Path]) -> tuple[str, str, list[Path]
     return None
 
 
-def list_images(dataset: Dataset, trigger_word: str | None = None) -> list[tuple[Path, str]]:
-    """Pictures of a folder with their captions, in the order of their names. Raises ConfigError."""
-    folder = Path(dataset.folder_path)
-    paths = find_files(folder, IMAGE_SUFFIXES)
-    if not paths:
-        raise ConfigError(
-            f"datasets.folder_path {folder} has no pictures ({', '.join(IMAGE_SUFFIXES)})."
-        )
-    trigger_word = dataset.trigger_word or trigger_word
-    captions = (caption_of(caption_beside(path, dataset), str(path), dataset) for path in paths)
-    return [
-        (path, with_trigger(caption, trigger_word))
-        for path, caption in zip(paths, captions, strict=True)
-    ]
-
-
 def find_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files of a folder and those in it, in the order of their names; hidden ones are left out, as
     AI Toolkit does."""
