@@ -66,12 +66,13 @@ class Correction(Host):
 
     def hook_before_train_loop(self) -> None:
         check_captions(self, self.soar)
-        for line in (
-            self.soar.describe(self.train_config.gradient_checkpointing),
-            *warnings(self, self.soar),
-        ):
+        for line in (self._in_words(), *warnings(self, self.soar)):
             print(line)
         super().hook_before_train_loop()
+
+    def _in_words(self) -> str:
+        """What the job will do, in one line."""
+        return self.soar.describe(self.train_config.gradient_checkpointing)
 
     def hook_train_loop(self, batch: Any) -> OrderedDict:
         """The host's step; what SOAR did is added to the losses, which the host shows and logs."""

@@ -30,6 +30,7 @@ from ..advice import (
     heading,
     noise_in_words,
     of_training,
+    step_in_words,
     table,
 )
 from ..config import ConfigError
@@ -234,6 +235,10 @@ class OnlyProbing(Probing):
     @property
     def probes(self) -> bool:
         return True
+
+    def _in_words(self) -> str:
+        step = step_in_words(setting_of(self.soar, self._shift()))
+        return f"SOARProbe: {step}; trains nothing and saves no weights"
 
     def hook_before_train_loop(self) -> None:
         super().hook_before_train_loop()

@@ -62,6 +62,8 @@ def test_the_probe_of_any_architecture(job, tiny):
     number = 8 if tiny == "flux_kontext" else 4  # its control pictures lie in the same folder
     said = f"one step of 1/4 at guidance 3; {number} pictures (the job's own)"
     assert found["settings"]["number"] == number and said in outcome.log
+    assert "SOARProbe: one step of 1/4 at guidance 3; trains nothing" in outcome.log
+    assert "compute per step" not in outcome.log
     assert "\n".join(found["advice"]) in outcome.log
     assert bool(found["noise_norm"]) == (tiny != "sd1")
     assert not [*outcome.folder.rglob("*.safetensors"), *outcome.folder.rglob("optimizer.pt")]
