@@ -245,7 +245,7 @@ def write_cell(folder, cell, scores):
         for each in cell.samplings
         for guidance in each.guidances
     }
-    timed = {"training_seconds": 1, "measuring_seconds": 2}
+    timed = {"weights": cell.training.hash, "training_seconds": 1, "measuring_seconds": 2}
     text = json.dumps({"cell": cell.fields, "hash": cell.hash, "samplings": samplings, **timed})
     (folder / f"{cell.name}.json").write_text(text)
 
@@ -265,7 +265,7 @@ def test_arms_are_scored_at_the_guidance_that_their_frontier_shows(tmp_path):
     assert decision.key(SOAR_MATCHED, 8) == "3.5/8"
     assert decision.difference(SOAR_MATCHED, further.SFT, 4) == decision.primary
     assert set(decision.family) == {("SOAR matched", "SFT", steps) for steps in (8, 30)}
-    assert decision.seconds == 3 * 2 * (3 + 5)
+    assert decision.seconds == 2 * (5 * 1 + (3 + 5) * 2)
 
 
 def test_no_arm_is_scored_before_its_frontier_is_whole(tmp_path):

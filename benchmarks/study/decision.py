@@ -60,9 +60,10 @@ class Decision:
         models = {name: read(folder / f"{name}.json", mark_of(name)) for name in MEASURED}
         self.measured = {name: result["found"] for name, result in models.items() if result}
         self.missing += [name for name, result in models.items() if not result]
-        self.seconds = sum(result["seconds"] for result in models.values() if result) + sum(
-            each["training_seconds"] + each["measuring_seconds"] for each in self.results.values()
-        )
+        trained = {each["weights"]: each["training_seconds"] for each in self.results.values()}
+        self.seconds = sum(trained.values())
+        self.seconds += sum(each["measuring_seconds"] for each in self.results.values())
+        self.seconds += sum(result["seconds"] for result in models.values() if result)
 
     def _read(self, cell: Cell) -> dict | None:
         result = read(self.folder / f"{cell.name}.json", cell.hash)

@@ -17,7 +17,7 @@ SWEPT_RATES, SWEEP_STEPS = (3e-4, 1e-3, 3e-3), 300
 RATE, START_STEPS = 3e-4, 8_000
 """What the sweep chose, and how long the start trains."""
 FURTHER_RATES = {"full": (3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3)}
-FURTHER_RATE, COMPUTE = {"full": 1e-4, "lora": 1e-3}, 480
+FURTHER_RATE, COMPUTE = {"full": 1e-4, "lora": 3e-3}, 480
 """Rate of every arm of a kind, swept for plain training; compute in steps of plain training."""
 SEEDS = 5
 
