@@ -16,13 +16,34 @@ hardware; made by `python benchmarks/deciding.py` in {hours:.1f} hours of one pr
 
 
 def text(decision: Decision) -> str:
-    parts = [_heading(decision), *_when(decision), *_what(decision), *_price(decision)]
+    parts = [_heading(decision), *_in_short(decision), *_when(decision), *_what(decision)]
+    parts += _price(decision)
     return "\n\n".join([*parts, *_ran(decision)])
 
 
 def _heading(decision: Decision) -> str:
     saturated = "saturated" if is_saturated(decision) else "not shown to be saturated"
     return HEADING.format(hours=decision.seconds / 3600, saturated=saturated)
+
+
+def _in_short(decision: Decision) -> list[str]:
+    """The three answers, where all three are there."""
+    if decision.primary is None or not {"drift_start", "price_start"} <= decision.measured.keys():
+        return []
+    lost = {row["steps"]: row["mean"] for row in decision.measured["drift_start"]
+            if row["guidance"] == 4.5}  # fmt: skip
+    means = ", ".join("{:.2f} [{:.2f}, {:.2f}] in {} steps".format(*lost[steps], steps)
+                      for steps in DRIFT_STEPS)  # fmt: skip
+    price = next(row for row in decision.measured["price_start"] if row["arm"] == "light")
+    return [
+        IN_SHORT.format(drift=means, primary=_primary_in_words(decision.primary),
+                        price=product(price), cost=SOAR.config.cost())
+    ]  # fmt: skip
+
+
+IN_SHORT = """- When is there something to correct? Drift at guidance 4.5 (1: a step loses nothing): {drift}.
+- What does SOAR buy there? {primary}
+- What does it cost? {cost:.2f} plain steps a step at the defaults. One point of weight 4 in place of four: noise times compute {price} of that."""  # noqa: E501
 
 
 def is_saturated(decision: Decision) -> bool:
@@ -96,7 +117,8 @@ ARMS = """## 2. What does each form buy there?
 
 Every arm trained on from the start for the compute of {compute} plain steps. Graded score on held-out captions, each arm at
 its own best guidance, which was chosen on other captions; a LoRA's plain training is the LoRA's. Intervals are 95 %, over
-seeds and captions. Primary comparison: {primary}"""  # noqa: E501
+seeds and captions. Primary comparison:
+{primary}"""  # noqa: E501
 FAMILY = """The primary comparison apart, these and the last ones of part 3 are {number} comparisons. Holm's correction at 5 % lets stand:
 {called}. "None" in a cell is no proof that there is no difference: the interval says what is left."""  # noqa: E501
 FRONTIER = """### The frontier
@@ -112,9 +134,9 @@ def _primary_in_words(primary: Estimate) -> str:
     said, high = verdict(primary), primary.mean + primary.half
     excluded = "is excluded" if high < PAPERS_GAIN else "is not excluded"
     return (
-        f"SOAR\nas sampled less plain training, in 4 steps: **{primary.signed}, {said}** "
-        f"(margin {MARGIN}; upper bound {high:+.3f}).\nA gain of the paper's size "
-        f"({PAPERS_GAIN}) {excluded}."
+        f"SOAR as sampled less plain training, in 4 steps: **{primary.signed}, {said}** "
+        f"(margin {MARGIN}; upper bound {high:+.3f}). A gain of the paper's size ({PAPERS_GAIN}) "
+        f"{excluded}."
     )
 
 
