@@ -1,5 +1,6 @@
 """Pictures of the arms beside each other, each at its own best guidance."""
 
+import textwrap
 from pathlib import Path
 
 from soarflow.bundled.pictures import comparison
@@ -30,6 +31,6 @@ def write(decision: Decision, file: Path) -> None:
             width=SIZE, height=SIZE, steps=STEPS, guidance_scale=float(guidance),
         )  # fmt: skip
         verdicts = [evaluate_image(*each) for each in zip(images, captions, strict=True)]
-        label = f"{arm.name}\nat {guidance}"
+        label = "\n".join([*textwrap.wrap(arm.name, 9), f"at {guidance}"])
         rows[label] = Scores({}, {}, captions, images, verdicts)
     comparison(rows, NUMBER).save(file)
