@@ -136,7 +136,6 @@ REFLEXFLOW = Arm("ReflexFlow", "ReflexFlow", "reflexflow", {**SOAR_MATCHED.soar,
 LIGHT = Arm("light", "SOAR, one point of weight 4", soar={**SOAR.soar, "num_aux_points": 1,
     "correction_weight": 4})  # fmt: skip
 ONE_TERM = Arm("one term", "SOAR, one sampled term", "one_term", LIGHT.soar, cost=5 / 3)
-FASTER = replace(SOAR_MATCHED, name="SOAR faster", label="SOAR, as sampled, three times the rate")
 LORA_ARMS = tuple(
     replace(arm, name=f"LoRA {arm.name}", label=f"LoRA: {arm.label}")
     for arm in (SFT, SOAR_MATCHED, LEVELS)
@@ -144,12 +143,12 @@ LORA_ARMS = tuple(
 LORA_SFT = LORA_ARMS[0]
 MAIN_ARMS = (SFT, LEVELS, SOAR, SOAR_MATCHED, DOWN)
 PRICE_ARMS = (LIGHT, ONE_TERM)
-FURTHER_ARMS = (*MAIN_ARMS, DOWN_3, ANOTHER, REFLEXFLOW, *PRICE_ARMS, FASTER, *LORA_ARMS)
+FURTHER_ARMS = (*MAIN_ARMS, DOWN_3, ANOTHER, REFLEXFLOW, *PRICE_ARMS, *LORA_ARMS)
 """In the report's order."""
 BASE_MODEL, START_MODEL = Arm("base", "the bundled base"), Arm("start", "the start")
 RUN_ORDER = (
     SFT, SOAR_MATCHED, START_MODEL, LEVELS, SOAR, DOWN, BASE_MODEL, DOWN_3, LORA_SFT, ONE_TERM,
-    LORA_ARMS[1], REFLEXFLOW, ANOTHER, FASTER, LIGHT, LORA_ARMS[2],
+    LORA_ARMS[1], REFLEXFLOW, ANOTHER, LORA_ARMS[2], LIGHT,
 )  # fmt: skip
 """The most telling first; two processes take every other one, so they are balanced in pairs."""
 
@@ -159,8 +158,8 @@ START = Training(SFT, START_STEPS, RATE)
 def further(arm: Arm, seed: int = 0, steps: int | None = None) -> Training:
     """An arm from the start, for the same compute as every other one unless `steps` are given."""
     network = "lora" if arm in LORA_ARMS else "full"
-    rate = FURTHER_RATE[network] * (3 if arm == FASTER else 1)
-    return Training(arm, steps or arm.steps_for(COMPUTE), rate, seed, START, network)
+    steps = steps or arm.steps_for(COMPUTE)
+    return Training(arm, steps, FURTHER_RATE[network], seed, START, network)
 
 
 def training_of(arm: Arm, seed: int) -> Training | None:
@@ -202,8 +201,11 @@ def further_rate_cells() -> Iterator[Cell]:
 
 
 def frontier_cells(arm: Arm, seeds: int = SEEDS) -> Iterator[Cell]:
-    """An arm at every guidance: its first seeds, which its best one is chosen by."""
-    samplings = tuple(each for each in FRONTIER if each.steps in drawn_in(arm))
+    """An arm at every guidance: its first seeds, which its best one is chosen by. The start, which
+    has one, draws as many more captions."""
+    times = CHOOSING_SEEDS if arm == START_MODEL else 1
+    samplings = tuple(replace(each, number=times * each.number)
+                      for each in FRONTIER if each.steps in drawn_in(arm))  # fmt: skip
     for seed in seeds_of(arm, min(seeds, CHOOSING_SEEDS)):
         yield Cell(named("frontier", arm, seed), training_of(arm, seed), samplings)
 
