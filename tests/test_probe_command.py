@@ -64,7 +64,7 @@ def test_much_drift_is_answered_in_the_order_of_what_is_known_to_work():
     assert "a step there loses 20 % with 8 steps, 10 % at guidance 2.75" in ways[0]
     assert "more steps or less guidance" in ways[0] and "plainly for longer" in ways[1]
     assert "num_aux_points: 1 first" in ways[2]
-    assert "plain training for the same time did as well" in last
+    assert "plain training for the same time did better" in last
 
 
 def test_a_model_drawn_without_guidance_is_not_told_to_lower_it():
