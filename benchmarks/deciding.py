@@ -2,7 +2,8 @@
 and the price of a gradient.
 
 `python benchmarks/deciding.py` runs what has not run, the most telling first, and writes each
-result to results/deciding; `--share 0/2` and `--share 1/2` split the arms between two processes,
+result to results/deciding; `--share 0/2` and `--share 1/2` split the arms between two processes
+(once the start is there: `--only rates further_rates` before),
 `--until 16:00` starts nothing after that time, `--only rates arms` takes a part of it.
 `--pictures` draws results/arms.png; `quality.py --report` makes RESULTS.md."""
 
@@ -53,6 +54,8 @@ def main() -> None:
     until = datetime.now().replace(hour=hour, minute=minute).timestamp()
     index, processes = map(int, args.share.split("/"))
     for kind in args.only:
+        if index and kind not in ("further_rates", "arms"):
+            continue  # the first process's
         if kind in MEASURED:
             measure_model(kind, FOLDER, until)
         elif kind == "rates":

@@ -2,6 +2,7 @@
 plan.md allows."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,6 @@ from .arms import Arm
 from .continuing import MEASURED, mark_of, read
 from .further import BASE_MODEL as BASE
 from .further import (
-    CHOOSING_SEEDS,
     FURTHER_ARMS,
     PRICE_ARMS,
     SEEDS,
@@ -27,7 +27,6 @@ from .further import (
     further_rate_cells,
     rate_cells,
     score_cells,
-    seeds_of,
 )
 from .further import START_MODEL as START
 from .statistics import LEVEL, Estimate, holm
@@ -54,6 +53,7 @@ class Decision:
         self.scores = {arm.name: self._scores(arm) for arm in arms}
         self.as_long: dict[str, Results] = {arm.name: {} for arm in PRICE_ARMS}
         best = self.best_guidance(SOAR)
+        self.missing += [] if best else ["as-long"]
         for cell in as_long_cells(best[4]) if best else ():
             if result := self._read(cell):
                 self.as_long[result["cell"]["arm"]][result["cell"]["seed"]] = result
@@ -73,9 +73,10 @@ class Decision:
             self.missing.append(cell.name)
         return result
 
-    def _all(self, cells) -> Results:
-        found = map(self._read, cells)
-        return {result["cell"]["seed"]: result for result in found if result}
+    def _all(self, cells: Iterable[Cell]) -> Results:
+        """Cells stand in the order of their seeds."""
+        found = enumerate(map(self._read, cells))
+        return {seed: result for seed, result in found if result}
 
     def _scores(self, arm: Arm) -> Results:
         best = self.best_guidance(arm)
@@ -88,7 +89,7 @@ class Decision:
         """By the steps of the drawing, chosen on captions apart; None until its frontier is
         whole."""
         results = self.frontiers[arm.name]
-        if len(results) < len(seeds_of(arm, CHOOSING_SEEDS)):
+        if len(results) < len([*frontier_cells(arm, self.seeds)]):
             return None
         best = {}
         for steps in drawn_in(arm):
