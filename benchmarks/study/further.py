@@ -148,7 +148,7 @@ FURTHER_ARMS = (*MAIN_ARMS, DOWN_3, ANOTHER, REFLEXFLOW, *PRICE_ARMS, *LORA_ARMS
 BASE_MODEL, START_MODEL = Arm("base", "the bundled base"), Arm("start", "the start")
 RUN_ORDER = (
     SFT, SOAR_MATCHED, START_MODEL, LEVELS, SOAR, DOWN, BASE_MODEL, DOWN_3, LORA_SFT, ONE_TERM,
-    LORA_SOAR, REFLEXFLOW, ANOTHER, LORA_LEVELS, LIGHT,
+    LORA_SOAR, LIGHT, ANOTHER, REFLEXFLOW, LORA_LEVELS,
 )  # fmt: skip
 """The most telling first; two processes take every other one, so they are balanced in pairs."""
 
@@ -180,8 +180,10 @@ def seeds_of(arm: Arm, seeds: int = SEEDS) -> range:
 
 
 def drawn_in(arm: Arm) -> tuple[int, ...]:
-    """The numbers of steps that an arm is drawn in; 30 cost most."""
-    return (4, 8, 30) if arm in (BASE_MODEL, START_MODEL, *MAIN_ARMS) else (4, 8)
+    """The numbers of steps that an arm is drawn in; many cost most."""
+    if arm in (BASE_MODEL, START_MODEL, *MAIN_ARMS):
+        return 4, 8, 30
+    return (4,) if arm in (REFLEXFLOW, *PRICE_ARMS) else (4, 8)
 
 
 def rate_cells() -> Iterator[Cell]:
