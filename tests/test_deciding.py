@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from study import continuing, drift, further, price
+from study import answers, continuing, drift, further, price
 from study.decision import Decision, verdict
 from study.further import (
     DOWN,
@@ -27,6 +27,7 @@ from study.statistics import Estimate
 from torch.testing import assert_close
 
 from soarflow import SOARConfig, soar_backward
+from soarflow.engine.families.zimage import ZImage
 from soarflow.objective import base_point
 
 DECIDING = Path(__file__).parent.parent / "benchmarks" / "results" / "deciding"
@@ -62,13 +63,14 @@ def test_the_weights_of_down_give_every_level_its_share_of_kinked_paths(level, l
     assert_close(points / at_level, KINKED * above / (1 - KINKED * above), rtol=1e-3, atol=0)
 
 
-def states_of(arm, **options):
-    """The states and levels that an objective gives a model that answers a quarter of the state,
-    half of it without a condition; and its batch."""
+def step_of(arm):
+    """What an objective gives a model that answers a quarter of the state, half of it without a
+    condition: states and levels, its batch, and the gradient of the model's four weights, all
+    1."""
     generator = torch.Generator().manual_seed(3)
     x0, noise = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
     sigma = torch.tensor([0.95, 0.8, 0.6, 0.3, 0.1], dtype=torch.float64)
-    seen, weight = [], torch.ones(1, dtype=torch.float64, requires_grad=True)
+    seen, weight = [], torch.ones(4, dtype=torch.float64, requires_grad=True)
 
     def predict(z, sigma):
         seen.append((z, sigma))
@@ -76,13 +78,13 @@ def states_of(arm, **options):
 
     OBJECTIVES[arm.objective](
         predict, x0, noise, sigma, arm.config, predict_uncond=lambda z, _: 0.5 * z,
-        generator=generator, **options,
+        generator=generator,
     )  # fmt: skip
-    return seen, x0, noise, sigma
+    return seen, x0, noise, sigma, weight.grad
 
 
 def test_down_of_three_steps_goes_on_with_the_model_from_where_it_arrived():
-    seen, x0, *_ = states_of(DOWN_3)
+    seen, x0, *_ = step_of(DOWN_3)
     points = seen[-DOWN_3.config.num_aux_points :]
     z, level = seen[0]
     for _ in range(3):
@@ -97,18 +99,19 @@ def test_down_of_three_steps_goes_on_with_the_model_from_where_it_arrived():
 
 
 def test_reflexflow_trains_where_an_unguided_step_leads_with_the_published_loss():
-    taken = []
-    seen, x0, noise, sigma = states_of(REFLEXFLOW, backward=taken.append)
+    seen, x0, noise, sigma, gradient = step_of(REFLEXFLOW)
     (start, above), (on_path, at), (state, level) = seen
-    assert (above >= sigma).all() and (above <= (sigma + 1 / 4).clamp(max=1)).all()
+    assert (above > sigma).all() and (above <= (sigma + 1 / 4).clamp(max=1)).all()
     assert_close(at, sigma)
     assert_close(level, sigma)
     assert_close(state, start + (sigma - above)[:, None] * 0.25 * start)
-    v, bias = 0.25 * state, 0.25 * (on_path - state)
-    weight = 1 + bias / bias.abs().sum(1, keepdim=True)
-    plain = (weight * (v - (noise - x0)).square()).mean(1)
+    weight = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    v, bias = 0.25 * weight * state, 0.25 * (on_path - state)
+    by_element = 1 + bias / bias.abs().sum(1, keepdim=True)
+    plain = (by_element * (v - (noise - x0)).square()).mean(1)
     turned = 2 - 2 * torch.cosine_similarity(v, state - x0)
-    assert_close(taken[0], (plain + ANTI_DRIFT * turned).mean(), check_dtype=False)
+    (plain + ANTI_DRIFT * turned).mean().backward()
+    assert_close(gradient, weight.grad)
 
 
 def gradient_of(arm, seed, number=40_000):
@@ -198,8 +201,10 @@ def test_a_small_cell_trains_draws_and_is_refused_when_its_settings_change(
     assert len(result["samplings"]["1/1"]["score"]) == 14
     assert result["cell"]["network"] == network
     before, after = (continuing.weights(each) for each in (training.start, training))
-    assert before.keys() == after.keys()
-    assert any((after[key] != before[key]).any() for key in before)
+    changed = {key for key in before if (after[key] != before[key]).any()}
+    assert changed and before.keys() == after.keys()
+    targets = tuple(f"{each}.weight" for each in ZImage.lora_targets)
+    assert all(key.endswith(targets) for key in changed) == (network == "lora")
     with pytest.raises(StaleCellError, match="restore those settings, or delete the file"):
         continuing.run([replace(cell, samplings=())], tmp_path, 0)
 
@@ -238,10 +243,10 @@ def test_the_variance_of_gradients_is_the_trace_of_their_covariance():
 # verdicts
 
 
-def write_cell(folder, cell, scores):
-    """A result with these mean scores by sampling."""
+def write_cell(folder, cell, score):
+    """A result; `score(guidance, number)` gives every drawing's."""
     samplings = {
-        f"{guidance:g}/{each.steps}": {"score": [scores(guidance), scores(guidance) + 0.1]}
+        f"{guidance:g}/{each.steps}": {"score": [score(guidance, number) for number in range(8)]}
         for each in cell.samplings
         for guidance in each.guidances
     }
@@ -250,27 +255,63 @@ def write_cell(folder, cell, scores):
     (folder / f"{cell.name}.json").write_text(text)
 
 
-def test_arms_are_scored_at_the_guidance_that_their_frontier_shows(tmp_path):
-    for arm, best in ((further.SFT, 2.5), (SOAR_MATCHED, 3.5)):
-        for cell in further.frontier_cells(arm):
-            write_cell(tmp_path, cell, lambda guidance, best=best: 1 - 0.1 * abs(guidance - best))
-        chosen = Decision(tmp_path).best_guidance(arm)
-        assert chosen == {4: best, 8: best, 30: best}
-        for seed, cell in enumerate(further.score_cells(arm, chosen)):
-            gain = 0.02 + 0.001 * seed if arm == SOAR_MATCHED else 0.0
-            write_cell(tmp_path, cell, lambda _, gain=gain: 0.5 + gain)
+def write_arm(folder, arm, best, gain):
+    """An arm whose frontier peaks at a guidance, scored by `gain(seed, number)` over a drawing's
+    own value, which differs much from drawing to drawing and from seed to seed."""
+    for cell in further.frontier_cells(arm):
+        write_cell(folder, cell, lambda guidance, _: 1 - 0.1 * abs(guidance - best))
+    chosen = Decision(folder).best_guidance(arm)
+    for seed, cell in enumerate(further.score_cells(arm, chosen)):
+        own = 0 if arm == further.START_MODEL else 0.3 * seed
+        write_cell(folder, cell, lambda _, number, seed=seed, own=own: (
+            own + 0.1 * number + gain(seed, number)))  # fmt: skip
+    return chosen
+
+
+def test_arms_are_scored_at_their_own_best_guidance_and_paired_by_seed_and_drawing(tmp_path):
+    assert write_arm(tmp_path, further.SFT, 2.5, lambda *_: 0) == dict.fromkeys((4, 8, 30), 2.5)
+    write_arm(tmp_path, SOAR_MATCHED, 3.5, lambda seed, number: 0.02 + 0.001 * (seed + number))
     decision = Decision(tmp_path)
+    gains = np.array([[0.02 + 0.001 * (seed + number) for number in range(8)] for seed in range(5)])
     assert decision.primary.seeds == 5
-    assert decision.primary.mean == pytest.approx(0.022)
+    assert decision.primary.mean == pytest.approx(gains.mean())
+    assert decision.primary.half == pytest.approx(Estimate.of(gains).half)
     assert decision.key(SOAR_MATCHED, 8) == "3.5/8"
     assert decision.difference(SOAR_MATCHED, further.SFT, 4) == decision.primary
     assert set(decision.family) == {("SOAR matched", "SFT", steps) for steps in (8, 30)}
+    assert decision.called == dict.fromkeys(decision.family, "better")
     assert decision.seconds == 2 * (5 * 1 + (3 + 5) * 2)
+
+
+@pytest.mark.parametrize(("taught", "saturated"), [(0.002, True), (0.02, False)])
+def test_the_start_is_paired_with_every_seed_and_says_whether_it_is_saturated(
+    tmp_path, taught, saturated
+):
+    write_arm(tmp_path, further.START_MODEL, 2.5, lambda *_: 0)
+    write_arm(tmp_path, further.SFT, 2.5, lambda seed, _: taught - 0.3 * seed + 1e-4 * seed)
+    decision = Decision(tmp_path)
+    estimate = decision.difference(further.SFT, further.START_MODEL, 4)
+    assert estimate.seeds == 5 and estimate.mean == pytest.approx(taught + 2e-4)
+    assert answers.is_saturated(decision) == saturated
+    assert not write_arm(tmp_path, further.LORA_SFT, 5, lambda *_: 0).keys() - {4, 8}
+    assert ("LoRA SFT", "SFT", 4) not in Decision(tmp_path).family
+
+
+def test_a_cheap_form_is_compared_with_soar_after_as_many_steps(tmp_path):
+    write_arm(tmp_path, further.SOAR, 2.5, lambda *_: 0)
+    for seed, cell in enumerate(each for each in further.as_long_cells(2.5) if each.name.startswith(
+            "as-long_light")):  # fmt: skip
+        assert cell.training.steps == further.SOAR.steps_for(further.COMPUTE)
+        write_cell(tmp_path, cell, lambda _, number, seed=seed: (
+            0.3 * seed + 0.1 * number - 0.02 - 0.001 * seed))  # fmt: skip
+    decision = Decision(tmp_path)
+    assert decision.after_as_long(LIGHT).mean == pytest.approx(-0.021)
+    assert decision.called == {("light", "SOAR", 4): "worse"}
 
 
 def test_no_arm_is_scored_before_its_frontier_is_whole(tmp_path):
     first, *_ = further.frontier_cells(DOWN)
-    write_cell(tmp_path, first, lambda guidance: guidance)
+    write_cell(tmp_path, first, lambda guidance, _: guidance)
     assert Decision(tmp_path).best_guidance(DOWN) is None
     assert "score_down" in Decision(tmp_path).missing
 

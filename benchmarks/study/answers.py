@@ -4,7 +4,16 @@ from .arms import SFT, SOAR, Arm
 from .decision import BASE, MARGIN, PAPERS_GAIN, START, STEPS, Decision, verdict
 from .drift import GUIDANCES, differences
 from .drift import STEPS as DRIFT_STEPS
-from .further import COMPUTE, FURTHER_ARMS, PRICE_ARMS, SCORED, SOAR_MATCHED, control
+from .further import (
+    COMPUTE,
+    FURTHER_ARMS,
+    PRICE_ARMS,
+    SCORED,
+    SOAR_MATCHED,
+    control,
+    further_rate_cells,
+    rate_cells,
+)
 from .statistics import Estimate
 from .tables import table
 
@@ -96,7 +105,7 @@ def _what(decision: Decision) -> list[str]:
     primary = decision.primary
     if primary is None:
         return []
-    parts = [ARMS.format(compute=COMPUTE, primary=_primary_in_words(primary))]
+    parts = [ARMS.format(compute=COMPUTE, primary=_primary_in_words(primary)), *_rates(decision)]
     for steps in STEPS:
         rows = [_score_row(decision, arm, steps) for arm in (BASE, START, *FURTHER_ARMS)]
         if rows := [row for row in rows if row]:
@@ -106,7 +115,8 @@ def _what(decision: Decision) -> list[str]:
             title = f"### Drawn in {steps} steps, {SCORED[steps]} captions"
             parts += [title, table(header, rows)]
     called = ", ".join(
-        f"{arm} less {other} in {steps} steps" for arm, other, steps in decision.called
+        f"{arm} less {other} in {steps} steps ({direction})"
+        for (arm, other, steps), direction in decision.called.items()
     )
     number = len(decision.family)
     parts.append(FAMILY.format(number=number, called=called or "none of them"))
@@ -115,15 +125,40 @@ def _what(decision: Decision) -> list[str]:
 
 ARMS = """## 2. What does each form buy there?
 
-Every arm trained on from the start for the compute of {compute} plain steps. Graded score on held-out captions, each arm at
-its own best guidance, which was chosen on other captions; a LoRA's plain training is the LoRA's. Intervals are 95 %, over
-seeds and captions. Primary comparison:
-{primary}"""  # noqa: E501
+Every arm trained on from the start for the compute of {compute} plain steps. Graded score of pictures of held-out captions, each
+arm at its own best guidance, which was chosen on other drawings; a LoRA's plain training is the LoRA's. Intervals are 95 %, over
+seeds and drawings. Primary comparison:
+{primary}
+
+What limits it: all arms have the learning rate that plain training chose, and SOAR takes fewer steps with it. "As sampled"
+is a step of 1/4 at guidance 2.5; the sampler's own steps, which `step_space: schedule` would follow, are 0.14 to 0.4 wide.
+N levels are those of the defaults, so they control SOAR at the defaults. One start, and the choice of guidance, are in no interval."""  # noqa: E501
+RATES = """### Learning rates
+
+Plain training alone: graded score at guidance 2.5 on drawings of their own, one seed. The highest mean was taken. The start's and the
+LoRA's lie at the end of what was tried, and differences of less than .01 are noise."""  # noqa: E501
+
+
+def _rates(decision: Decision) -> list[str]:
+    rows = []
+    for cell in (*rate_cells(), *further_rate_cells()):
+        if cell.training is None or cell.name not in decision.results:
+            continue
+        training, samplings = cell.training, decision.results[cell.name]["samplings"]
+        by_steps = [sum(each["score"]) / len(each["score"]) for each in samplings.values()]
+        scores = [f"{each:.3f}" for each in (*by_steps, sum(by_steps) / len(by_steps))]
+        start = "the start" if training.start else "the bundled base"
+        told = [start, training.network, str(training.steps), f"{training.rate:g}"]
+        rows.append(told + scores)
+    header = ["from", "network", "steps", "learning rate", "in 4 steps", "in 8 steps", "mean"]
+    return [RATES, table(header, rows)] if rows else []
+
+
 FAMILY = """The primary comparison apart, these and the last ones of part 3 are {number} comparisons. Holm's correction at 5 % lets stand:
 {called}. "None" in a cell is no proof that there is no difference: the interval says what is left."""  # noqa: E501
 FRONTIER = """### The frontier
 
-Graded score by guidance on the captions that the best one was chosen on, three seeds; in brackets the Frechet distance, which
+Graded score by guidance on the drawings that the best one was chosen by, three seeds (of the start, three lots of captions; of the base, one); in brackets the Frechet distance, which
 grows as pictures get fewer: compare it within one table. A gain is a frontier moved, not a point on another's frontier."""  # noqa: E501
 PICTURES = """The arms at their own best guidance, 4 steps, seed 0, the same noise:
 
@@ -197,13 +232,14 @@ def _price(decision: Decision) -> list[str]:
     ]  # fmt: skip
     header = ["form", "compute of a step", "variance of the gradient", "times compute",
               "cosine of the mean gradients"]  # fmt: skip
+    parts = [PRICE, table(header, body)]
     as_long = [
         [arm.label, str(estimate.seeds), f"{estimate.signed} ({estimate.verdict()})"]
         for arm in PRICE_ARMS
         if (estimate := decision.after_as_long(arm))
     ]
     header_as_long = ["form", "seeds", "graded score less SOAR's"]
-    return [PRICE, table(header, body), AS_LONG, table(header_as_long, as_long)]
+    return [*parts, AS_LONG, table(header_as_long, as_long)] if as_long else parts
 
 
 AS_LONG = """The tables of part 2 have the two forms after the same compute. After as many steps as SOAR at the defaults, at its best

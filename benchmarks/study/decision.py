@@ -149,31 +149,39 @@ class Decision:
         return [(arm.label, self.measured[key]) for arm, key in named if key in self.measured]
 
     @property
-    def called(self) -> list[tuple[str, str, int]]:
-        """Of the family, what is called better or worse."""
-        return [each for each, p in self.family.items() if p < LEVEL]
+    def called(self) -> dict[tuple[str, str, int], str]:
+        """Of the family, what is called better or worse, and which."""
+        return {
+            each: "better" if self.compared[each].mean > 0 else "worse"
+            for each, p in self.family.items()
+            if p < LEVEL
+        }
 
     @cached_property
     def primary(self) -> Estimate | None:
         return self._difference(SOAR_MATCHED, SFT, 4)
 
     @cached_property
-    def family(self) -> dict[tuple[str, str, int], float]:
-        """Every other comparison -> its p-value by Holm."""
+    def compared(self) -> dict[tuple[str, str, int], Estimate]:
+        """Every other comparison that can be judged."""
         found = {}
         for arm in FURTHER_ARMS:
             for other in (control(arm), START):
                 for steps in STEPS:
-                    is_primary = (arm, other, steps) == (SOAR_MATCHED, SFT, 4)
-                    estimate = None if is_primary else self._difference(arm, other, steps)
-                    if arm != other and estimate:
-                        found[arm.name, other.name, steps] = estimate.p
+                    if (arm, other, steps) != (SOAR_MATCHED, SFT, 4) and arm != other:
+                        found[arm.name, other.name, steps] = self._difference(arm, other, steps)
         key = self.key(SOAR, 4)
         for arm in PRICE_ARMS:
-            if one := _paired(self.as_long[arm.name], self.scores[SOAR.name], key, key):
-                found[arm.name, SOAR.name, 4] = one.p
-        found = {each: p for each, p in found.items() if not math.isnan(p)}
-        return dict(zip(found, holm(list(found.values())), strict=True))
+            as_long = self.as_long[arm.name]
+            found[arm.name, SOAR.name, 4] = _paired(as_long, self.scores[SOAR.name], key, key)
+        return {each: one for each, one in found.items() if one and not math.isnan(one.p)}
+
+    @cached_property
+    def family(self) -> dict[tuple[str, str, int], float]:
+        """Each of them -> its p-value by Holm."""
+        return dict(
+            zip(self.compared, holm([each.p for each in self.compared.values()]), strict=True)
+        )
 
 
 def _mean(results: Results, sampling: str, name: str) -> float:
