@@ -105,14 +105,16 @@ def _what(decision: Decision) -> list[str]:
     primary = decision.primary
     if primary is None:
         return []
-    parts = [ARMS.format(compute=COMPUTE, primary=_primary_in_words(primary)), *_rates(decision)]
+    taught = decision.difference(SFT, START, 4)
+    told = {"primary": _primary_in_words(primary), "taught": taught.signed if taught else "not run"}
+    parts = [ARMS.format(compute=COMPUTE, **told), *_rates(decision)]
     for steps in STEPS:
         rows = [_score_row(decision, arm, steps) for arm in (BASE, START, *FURTHER_ARMS)]
         if rows := [row for row in rows if row]:
             header = ["arm", "steps trained", "seeds", "best guidance", "graded score",
                       "less plain training", "less the start", "Frechet distance", "variety",
                       "sharpness"]  # fmt: skip
-            title = f"### Drawn in {steps} steps, {SCORED[steps]} captions"
+            title = f"### Drawn in {steps} steps, {SCORED[steps]:,} drawings"
             parts += [title, table(header, rows)]
     called = ", ".join(
         f"{arm} less {other} in {steps} steps ({direction})"
@@ -132,7 +134,9 @@ seeds and drawings. Primary comparison:
 
 What limits it: all arms have the learning rate that plain training chose, and SOAR takes fewer steps with it. "As sampled"
 is a step of 1/4 at guidance 2.5; the sampler's own steps, which `step_space: schedule` would follow, are 0.14 to 0.4 wide.
-N levels are those of the defaults, so they control SOAR at the defaults. One start, and the choice of guidance, are in no interval."""  # noqa: E501
+N levels are those of the defaults, so they control SOAR at the defaults. One start, and the choice of guidance, are in no interval.
+Plain training less the start, {taught}, is what "saturated" rests on; with the guidance that was chosen first for the start it
+was not shown ([plan.md](study/plan.md), last part)."""  # noqa: E501
 RATES = """### Learning rates
 
 Plain training alone: graded score at guidance 2.5 on drawings of their own, one seed. The highest mean was taken. The start's and the
@@ -158,8 +162,8 @@ FAMILY = """The primary comparison apart, these and the last ones of part 3 are 
 {called}. "None" in a cell is no proof that there is no difference: the interval says what is left."""  # noqa: E501
 FRONTIER = """### The frontier
 
-Graded score by guidance on the drawings that the best one was chosen by, three seeds (of the start, three lots of captions; of the base, one); in brackets the Frechet distance, which
-grows as pictures get fewer: compare it within one table. A gain is a frontier moved, not a point on another's frontier."""  # noqa: E501
+Graded score by guidance on the drawings that the best one was chosen by, three seeds (of the start and of the base there is one,
+and the start's was chosen by two more lots of drawings, which are not shown); in brackets the Frechet distance, which grows as pictures get fewer: compare it within one table. A gain is a frontier moved, not a point on another's frontier."""  # noqa: E501
 PICTURES = """The arms at their own best guidance, 4 steps, seed 0, the same noise:
 
 ![Every arm at its own best guidance](results/arms.png)"""
@@ -208,7 +212,7 @@ def _frontier(decision: Decision) -> list[str]:
 
 
 def _on_frontier(decision: Decision, arm: Arm, sampling: str) -> str:
-    score, distance = (decision.whole(arm, sampling, name) for name in ("score", "frechet"))
+    score, distance = (decision.on_frontier(arm, sampling, name) for name in ("score", "frechet"))
     return f"{score:.3f} ({distance:.2f})"
 
 

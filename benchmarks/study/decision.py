@@ -108,6 +108,11 @@ class Decision:
         """Mean over the frontier's seeds of graded score, frechet, variety or sharpness."""
         return _mean(self.frontiers[arm.name], sampling, name)
 
+    def on_frontier(self, arm: Arm, sampling: str, name: str) -> float:
+        """The same over the drawings that the arms share: of the start, the first ones alone."""
+        results = self.frontiers[arm.name]
+        return _mean({0: results[0]} if arm == START else results, sampling, name)
+
     def scored(self, arm: Arm, steps: int, name: str = "score") -> float | None:
         """The same at the best guidance, over all scored captions and seeds."""
         results, key = self.scores[arm.name], self.key(arm, steps)

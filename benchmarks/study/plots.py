@@ -162,7 +162,7 @@ def frontier(decision: Decision) -> Any:
     for axis, number in zip(axes[0], steps, strict=True):
         for arm in (START, *MAIN_ARMS):
             samplings = decision.guidances(arm, number)
-            points = [[decision.whole(arm, each, name) for name in ("frechet", "score")]
+            points = [[decision.on_frontier(arm, each, name) for name in ("frechet", "score")]
                       for each in samplings]  # fmt: skip
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=arm.label)
