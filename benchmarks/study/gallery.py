@@ -31,6 +31,6 @@ def write(decision: Decision, file: Path) -> None:
             width=SIZE, height=SIZE, steps=STEPS, guidance_scale=float(guidance),
         )  # fmt: skip
         verdicts = [evaluate_image(*each) for each in zip(images, captions, strict=True)]
-        label = "\n".join([*textwrap.wrap(arm.name, 9), f"at {guidance}"])
+        label = "\n".join([*textwrap.wrap(arm.name, 9, break_long_words=False), f"at {guidance}"])
         rows[label] = Scores({}, {}, captions, images, verdicts)
     comparison(rows, NUMBER).save(file)
