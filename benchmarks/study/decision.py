@@ -86,7 +86,7 @@ class Decision:
         return self._all(score_cells(arm, best, self.seeds))
 
     def best_guidance(self, arm: Arm) -> dict[int, float] | None:
-        """By the steps of the drawing, chosen on captions apart; None until its frontier is
+        """By the steps of the drawing, chosen on other drawings; None until its frontier is
         whole."""
         results = self.frontiers[arm.name]
         if len(results) < len([*frontier_cells(arm, self.seeds)]):
@@ -114,7 +114,7 @@ class Decision:
         return _mean({0: results[0]} if arm == START else results, sampling, name)
 
     def scored(self, arm: Arm, steps: int, name: str = "score") -> float | None:
-        """The same at the best guidance, over all scored captions and seeds."""
+        """The same at the best guidance, over all scored drawings and seeds."""
         results, key = self.scores[arm.name], self.key(arm, steps)
         return _mean(results, key, name) if results and key else None
 
@@ -124,13 +124,10 @@ class Decision:
         return f"{best[steps]:g}/{steps}" if steps in best else ""
 
     def difference(self, arm: Arm, other: Arm, steps: int) -> Estimate | None:
-        """arm - other, paired by seed and caption, both at their own best guidance; Holm's p-value
+        """arm - other, paired by seed and drawing, both at their own best guidance; Holm's p-value
         where it belongs to the family. None where one has not run."""
         estimate = self._difference(arm, other, steps)
-        adjusted = self.family.get((arm.name, other.name, steps))
-        if estimate is None or adjusted is None:
-            return estimate
-        return replace(estimate, adjusted=adjusted)
+        return self._judged(estimate, (arm.name, other.name, steps))
 
     def _difference(self, arm: Arm, other: Arm, steps: int) -> Estimate | None:
         key, other_key = self.key(arm, steps), self.key(other, steps)
@@ -143,10 +140,17 @@ class Decision:
 
     def after_as_long(self, arm: Arm) -> Estimate | None:
         """A cheap form - SOAR after as many steps, in 4 steps at SOAR's best guidance."""
+        return self._judged(self._after_as_long(arm), (arm.name, SOAR.name, 4))
+
+    def _after_as_long(self, arm: Arm) -> Estimate | None:
         key = self.key(SOAR, 4)
-        estimate = _paired(self.as_long[arm.name], self.scores[SOAR.name], key, key)
-        adjusted = self.family.get((arm.name, SOAR.name, 4))
-        return replace(estimate, adjusted=adjusted) if estimate and adjusted else estimate
+        return _paired(self.as_long[arm.name], self.scores[SOAR.name], key, key)
+
+    def _judged(self, estimate: Estimate | None, key: tuple[str, str, int]) -> Estimate | None:
+        """With Holm's p-value, where it belongs to the family."""
+        if estimate is None or key not in self.family:
+            return estimate
+        return replace(estimate, adjusted=self.family[key])
 
     def drifts(self) -> list[tuple[str, list[dict]]]:
         """The maps that there are, by the model's name."""
@@ -175,10 +179,8 @@ class Decision:
                 for steps in STEPS:
                     if (arm, other, steps) != (SOAR_MATCHED, SFT, 4) and arm != other:
                         found[arm.name, other.name, steps] = self._difference(arm, other, steps)
-        key = self.key(SOAR, 4)
         for arm in PRICE_ARMS:
-            as_long = self.as_long[arm.name]
-            found[arm.name, SOAR.name, 4] = _paired(as_long, self.scores[SOAR.name], key, key)
+            found[arm.name, SOAR.name, 4] = self._after_as_long(arm)
         return {each: one for each, one in found.items() if one and not math.isnan(one.p)}
 
     @cached_property

@@ -99,7 +99,8 @@ def down_weight(s: Tensor, sigma_next: Tensor, config: SOARConfig, length: int =
 
     (sigma_next / N) p(s) q / (1 - q r(s)), r(s) = P(sigma > s + length/K), the share of the paths
     whose kink lies above s. Then the field at s is the mean over straight and kinked paths, which
-    carries noise to data."""
+    carries noise to data. Points are drawn from sigma_min on, not from 0, so kinked paths weigh
+    some 6 % too much."""
     s = s.clamp(1e-4, 1 - 1e-4)
     logit = torch.logit(s)
     density = torch.exp(-(logit**2) / 2) / math.sqrt(2 * math.pi) / (s * (1 - s))
